@@ -1,0 +1,97 @@
+"""Frozen model and engine settings, checked on creation. Field names keep the HF spelling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autoglm.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The text decoder's shape, as read from a GGUF header.
+
+    rope_interleaved    pairs are dims (2j, 2j+1); otherwise (j, j + rotary_dim / 2)
+    mrope_section       pairs per axis (t, h, w); None means plain 1-D RoPE
+    """
+
+    architecture: str  # "glm4" | "llama"
+    name: str
+    num_hidden_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope_theta: float
+    rotary_dim: int
+    rope_interleaved: bool
+    mrope_section: tuple[int, int, int] | None = None
+    num_parameters: int = 0
+
+    def __post_init__(self) -> None:
+        def need(condition: bool, message: str) -> None:
+            if not condition:
+                raise ConfigError(f"model config: {message}")
+
+        for field in (
+            "num_hidden_layers hidden_size intermediate_size num_attention_heads num_key_value_heads "
+            "head_dim vocab_size max_position_embeddings"
+        ).split():
+            value = getattr(self, field)
+            need(0 < value <= 1 << 24, f"{field} is {value}, expected 1 to {1 << 24}")
+        need(
+            self.num_attention_heads % self.num_key_value_heads == 0,
+            f"num_attention_heads {self.num_attention_heads} is not a multiple of "
+            f"num_key_value_heads {self.num_key_value_heads}",
+        )
+        need(
+            0 < self.rotary_dim <= self.head_dim and self.rotary_dim % 2 == 0,
+            f"rotary_dim {self.rotary_dim} is not an even number up to head_dim {self.head_dim}",
+        )
+        need(0 < self.rms_norm_eps < 1, f"rms_norm_eps is {self.rms_norm_eps}, expected 0 to 1")
+        need(1 <= self.rope_theta <= 1e12, f"rope_theta is {self.rope_theta}, expected 1 to 1e12")
+        if self.mrope_section is not None:
+            need(
+                sum(self.mrope_section) == self.rotary_dim // 2,
+                f"mrope_section {list(self.mrope_section)} does not sum to rotary_dim / 2 = {self.rotary_dim // 2}",
+            )
+
+
+KV_CACHE_TYPES = ("f16", "q8_0")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What the person chose, or what was fitted to the machine (None = fit it)."""
+
+    ctx_size: int | None = None  # tokens one sequence may hold
+    max_num_seqs: int = 16  # sequences running at once (--parallel)
+    max_num_batched_tokens: int = 512  # tokens one step may process
+    max_waiting: int = 256  # queue length before 429
+    num_kv_blocks: int | None = None
+    block_size: int = 16  # tokens a KV block holds; the attention kernel is built for 16
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+    num_threads: int | None = None
+    enable_prefix_caching: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("cache_type_k", "cache_type_v"):
+            if getattr(self, name) not in KV_CACHE_TYPES:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r}; this build stores the KV cache as "
+                    + " or ".join(KV_CACHE_TYPES)
+                )
+        for name in ("max_num_seqs", "max_num_batched_tokens", "max_waiting"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
+        for name in ("ctx_size", "num_kv_blocks", "num_threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}, expected at least 1")
+        if self.block_size != 16:
+            raise ConfigError(f"block_size is {self.block_size}; the attention kernels are built for 16")

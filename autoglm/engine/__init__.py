@@ -1,0 +1,1 @@
+"""What runs when: scheduling, KV blocks, sampling, one step at a time."""

@@ -1,0 +1,1 @@
+"""Model file formats: GGUF containers and their quantized block types."""

@@ -1,0 +1,1 @@
+"""What the network computes: GGUF tensors to native programs."""
