@@ -144,7 +144,9 @@ class _Header:
     def spend(self, num_bytes: int, field: str) -> None:
         self.bytes_left -= num_bytes
         if self.bytes_left < 0:
-            self.fail(self.position, field, f"{num_bytes} bytes long", f"metadata of {MAX_METADATA_BYTES} bytes at most")
+            self.fail(
+                self.position, field, f"{num_bytes} bytes long", f"metadata of {MAX_METADATA_BYTES} bytes at most"
+            )
 
     def string(self, field: str, max_bytes: int = MAX_METADATA_BYTES) -> str:
         length_at = self.position
@@ -203,7 +205,8 @@ class _Header:
         """The elements of a string array; a loop of locals, since vocabularies hold half a million."""
         buffer, position, unpack = self.buffer, self.position, _U64.unpack_from
         last_length_at, end = self.end - 8, min(self.end, position + self.bytes_left)
-        first, raw = position, []
+        first = position
+        raw: list[bytes] = []
         append = raw.append
         for _ in range(count):
             if position > last_length_at:
@@ -358,7 +361,11 @@ def _read_counts(header: _Header) -> tuple[int, int]:
         swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
         if swapped in (1, 2, 3):
             header.fail(4, "byte order", "big-endian", "little-endian", "fetch or convert a little-endian GGUF")
-        mend = "convert the model again with a current tool" if version == 1 else "update autoglm or fetch a version 3 file"
+        mend = (
+            "convert the model again with a current tool"
+            if version == 1
+            else "update autoglm or fetch a version 3 file"
+        )
         header.fail(4, "version", version, "2 or 3", mend)
     # Smallest tensor entry: length, 1 byte of name, dims count, 1 dim, type, offset. Smallest key: 14 bytes.
     num_tensors = header.count("number of tensors", MAX_TENSORS, 33)
@@ -464,7 +471,9 @@ def _check_placement(header: _Header, tensors: dict[str, TensorInfo], offsets_at
         field = f"tensor {_shown(info.name)}"
         stop = info.offset + info.nbytes
         if stop > header.end:
-            header.fail(offsets_at[info.name], f"end of {field}", f"byte {stop}", f"at most the file's {header.end} bytes")
+            header.fail(
+                offsets_at[info.name], f"end of {field}", f"byte {stop}", f"at most the file's {header.end} bytes"
+            )
         if previous is not None and info.offset < previous.offset + previous.nbytes:
             header.fail(
                 offsets_at[info.name],
