@@ -50,13 +50,13 @@ class UnpackedBlocks:
         """f32 [num_blocks, elements], with GGML's own order of operations (bit-exact)."""
         num_blocks, elements = self.u.shape
         centred = (self.u.astype(np.int32) - self.zero).astype(np.float32).reshape(num_blocks, -1, self.group)
-        scaled = self.scale[:, :, None] * centred - self.minimum[:, :, None]
-        return np.asarray(scaled, np.float32).reshape(num_blocks, elements)
+        scaled: F32Array = self.scale[:, :, None] * centred - self.minimum[:, :, None]
+        return np.asarray(scaled, np.float32).reshape((num_blocks, elements))
 
 
 def _half(blocks: U8Array, offset: int) -> F32Array:
     """f32 [num_blocks, 1] from the little-endian IEEE half at a byte offset of every block."""
-    return blocks[:, offset : offset + 2].copy().view("<f2").astype(np.float32)
+    return np.asarray(blocks[:, offset : offset + 2].copy().view("<f2"), np.float32)
 
 
 def _nibbles(qs: U8Array) -> U8Array:
@@ -81,7 +81,7 @@ def _unpack_32(type_id: int, blocks: U8Array) -> UnpackedBlocks:
     body = blocks[:, 4:] if type_id in (Q4_1, Q5_1) else blocks[:, 2:]
     if type_id in (Q4_0, Q4_1):
         return UnpackedBlocks(_nibbles(body), 8 if type_id == Q4_0 else 0, scale, minimum, 32)
-    u = _nibbles(body[:, 4:]) | (_fifth_bits(body[:, :4]) << 4)
+    u = np.asarray(_nibbles(body[:, 4:]) | (_fifth_bits(body[:, :4]) << 4), np.uint8)
     return UnpackedBlocks(u, 16 if type_id == Q5_0 else 0, scale, minimum, 32)
 
 
@@ -229,7 +229,7 @@ def matmul(type_id: int, data: U8Array, num_rows: int, x: F32Array) -> F64Array:
     block = activation_block(type_id)
     if block == 0:
         weights = dequantize(type_id, data, num_rows * width).reshape(num_rows, width)
-        return x.astype(np.float64) @ weights.astype(np.float64).T
+        return np.asarray(x.astype(np.float64) @ weights.astype(np.float64).T)
     w = unpack(type_id, data, num_rows * width)
     activations = quantize_activations(x, block)
     group = w.group

@@ -48,7 +48,7 @@ def test_dequantize_equals_gguf_package_bit_for_bit(type_id: int) -> None:
 def test_dequantize_known_answers(type_id: int) -> None:
     elements, block_bytes = reference.BLOCKS[type_id]
     data = ((37 * np.arange(block_bytes) + 11) & 255).astype(np.uint8)
-    for offset, half in zip(HALF_OFFSETS.get(type_id, (0, 2)), (0x3400, 0x3000)):
+    for offset, half in zip(HALF_OFFSETS.get(type_id, (0, 2)), (0x3400, 0x3000), strict=False):
         data[offset : offset + 2] = (half & 255, half >> 8)
     y = reference.dequantize(type_id, data, elements).astype(np.float64)
     assert (y[0], y[1], y[-1], y.sum(), (np.arange(elements) * y).sum()) == KNOWN_ANSWERS[type_id]

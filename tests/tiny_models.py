@@ -1,0 +1,442 @@
+"""Tiny random checkpoints: made with transformers, written to GGUF, each with its torch model as oracle.
+
+Weights are re-randomised: the default initialisation has unit norms and zero biases and would hide a
+forgotten norm, bias or rotation. Matrices are N(0, 0.8 / sqrt(K)), embedding and head half of that, norms
+1 + N(0, 0.2), biases N(0, 0.2). Larger matrices (1.2 / sqrt(K)) were tried: attention gets so sharp that an
+f16 KV cache alone moves a logit by 3e-3 and int8 activations by 0.3, which would test chaos, not kernels.
+The oracle runs on the weights as the file holds them (dequantized), in float32.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import gguf
+import numpy as np
+import regex
+import torch
+from transformers import Glm4Config, Glm4ForCausalLM, Glm4vTextConfig, LlamaConfig, LlamaForCausalLM
+from transformers.models.glm4v.modeling_glm4v import Glm4vTextModel
+
+from tests.kquants import quantize
+
+QType = gguf.GGMLQuantizationType
+TypePlan = Callable[[str, int], QType]  # (GGUF tensor name, row width) -> type of a matrix
+
+KINDS = ("glm4", "glm4_mrope", "llama")
+SIMPLE_TYPES = (QType.F32, QType.F16, QType.BF16, QType.Q4_0, QType.Q4_1, QType.Q5_0, QType.Q5_1, QType.Q8_0)
+K_TYPES = (QType.Q4_K, QType.Q5_K, QType.Q6_K)
+VOCAB_SIZE = 384
+MAX_POSITIONS = 2048
+
+# --- tokenizer ---------------------------------------------------------------------------------------------
+
+GLM4_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+GLM4_SPECIALS = (
+    "<|endoftext|> [MASK] [gMASK] [sMASK] <sop> <eop> <|system|> <|user|> <|assistant|> <|observation|> "
+    "<|begin_of_image|> <|end_of_image|> <|begin_of_video|> <|end_of_video|> <|image|> <|video|> "
+    "<think> </think> <answer> </answer>"
+).split()
+GLM4_USER_DEFINED = {"<think>", "</think>", "<answer>"}
+CHATML_SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+CORPUS = (
+    "the phone shows the screen and the user taps the button then the phone opens the settings page "
+    "what is on the screen? tap the back button, then type the text in the search box and wait. "
+    'do(action="Tap", element=[512,999]) do(action="Type", text="hello") finish(message="done") '
+    "你是谁?打开微信,点击搜索按钮,输入文字,然后返回桌面。打开设置,打开微信。"
+)
+
+
+@dataclass(frozen=True)
+class TinyVocabulary:
+    tokens: list[str]
+    token_types: list[int]
+    merges: list[str]
+    pre: str
+    keys: dict[str, int]  # tokenizer.ggml.<key>_token_id
+    template: str
+
+
+def byte_symbols() -> list[str]:
+    """The GPT-2 table: one printable character for each of the 256 bytes."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
+
+
+def train_merges(text: str, num_merges: int) -> list[str]:
+    """Plain byte-pair training, most frequent pair first, ties by text, so that every run gives the same."""
+    symbols = byte_symbols()
+    words = [[symbols[b] for b in piece.encode()] for piece in regex.findall(GLM4_SPLIT, text)]
+    merges = []
+    for _ in range(num_merges):
+        pairs = Counter(pair for word in words for pair in zip(word, word[1:], strict=False))
+        left, right = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(f"{left} {right}")
+        for word in words:
+            i = 0
+            while i < len(word) - 1:
+                if (word[i], word[i + 1]) == (left, right):
+                    word[i : i + 2] = [left + right]
+                i += 1
+    return merges
+
+
+@lru_cache(maxsize=2)
+def tiny_vocabulary(chat: str) -> TinyVocabulary:
+    """chat "glm4": bytes, merges, then the GLM-4 specials, as that family orders them; "chatml": specials first."""
+    merges = train_merges(CORPUS, 64)
+    plain = [*byte_symbols(), *(merge.replace(" ", "") for merge in merges)]
+    if chat == "glm4":
+        tokens = plain + GLM4_SPECIALS
+        types = [1] * len(plain) + [4 if token in GLM4_USER_DEFINED else 3 for token in GLM4_SPECIALS]
+        keys = {"eos": "<|endoftext|>", "eot": "<|user|>", "unknown": "<|endoftext|>", "padding": "<|endoftext|>"}
+        pre, template = "glm4", GLM4_TEMPLATE
+    else:
+        tokens = CHATML_SPECIALS + plain
+        types = [3] * len(CHATML_SPECIALS) + [1] * len(plain)
+        keys = {"bos": "<|im_start|>", "eos": "<|im_end|>", "unknown": "<|endoftext|>", "padding": "<|im_end|>"}
+        pre, template = "smollm", CHATML_TEMPLATE
+    padding = [f"[PAD{i}]" for i in range(len(tokens), VOCAB_SIZE)]
+    ids = {key: tokens.index(token) for key, token in keys.items()}
+    return TinyVocabulary(tokens + padding, types + [5] * len(padding), merges, pre, ids, template)
+
+
+GLM4_TEMPLATE = """[gMASK]<sop>
+{%- if tools %}
+<|system|>
+You may call these functions, one JSON object a call:
+{%- for tool in tools %}
+
+{{ tool | tojson }}
+{%- endfor %}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message.role == 'system' %}
+<|system|>
+{{ message.content }}
+    {%- elif message.role == 'user' %}
+<|user|>{{ '\\n' }}
+        {%- if message.content is string %}
+{{ message.content }}
+        {%- else %}
+            {%- for item in message.content %}
+                {%- if item.type == 'image' or 'image' in item %}
+<|begin_of_image|><|image|><|end_of_image|>
+                {%- elif item.type == 'text' %}
+{{ item.text }}
+                {%- endif %}
+            {%- endfor %}
+        {%- endif %}
+    {%- elif message.role == 'assistant' %}
+<|assistant|>
+{{ message.content }}
+    {%- elif message.role == 'tool' %}
+<|observation|>
+{{ message.content }}
+    {%- endif %}
+{%- endfor %}
+{% if add_generation_prompt %}<|assistant|>
+{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}{% endif %}"""
+
+CHATML_TEMPLATE = """{% for message in messages %}
+{% if loop.first and message['role'] != 'system' %}
+{{ '<|im_start|>system\\nYou answer briefly.<|im_end|>\\n' }}
+{% endif %}
+{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}
+{% endfor %}
+{% if add_generation_prompt %}
+{{ '<|im_start|>assistant\\n' }}
+{% endif %}"""
+
+
+# --- models ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Shape:
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    num_hidden_layers: int = 2
+    mrope_section: tuple[int, int, int] = (1, 1, 2)  # glm4_mrope only; sums to head_dim / 4
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+TINY = Shape(64, 96, 4, 2)
+TINY_LLAMA = Shape(96, 160, 6, 2)  # three query heads to a KV head, as SmolLM2 has
+# 384 = 128 mod 256, so ffn_down takes the fallback types, as 13696 does in the 9B model.
+WIDE = Shape(256, 384, 4, 2, num_hidden_layers=4, mrope_section=(4, 6, 6))
+
+
+class Glm4vText(torch.nn.Module):
+    """The text part of GLM-4.1V: its decoder and an untied head."""
+
+    def __init__(self, config: Glm4vTextConfig) -> None:
+        super().__init__()
+        self.model = Glm4vTextModel(config)
+        self.lm_head = torch.nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+
+def _torch_model(kind: str, shape: Shape) -> torch.nn.Module:
+    common = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "num_hidden_layers": shape.num_hidden_layers,
+        "num_attention_heads": shape.num_attention_heads,
+        "num_key_value_heads": shape.num_key_value_heads,
+        "max_position_embeddings": MAX_POSITIONS,
+        "rms_norm_eps": 1e-5,
+        "pad_token_id": 0,
+    }
+    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    if kind == "llama":
+        config = LlamaConfig(**common, rope_parameters=rope, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2)
+        return LlamaForCausalLM(config)
+    rope["partial_rotary_factor"] = 0.5
+    if kind == "glm4":
+        return Glm4ForCausalLM(Glm4Config(**common, head_dim=shape.head_dim, rope_parameters=rope, eos_token_id=0))
+    rope["mrope_section"] = list(shape.mrope_section)
+    return Glm4vText(Glm4vTextConfig(**common, rope_parameters=rope))
+
+
+def _randomise(model: torch.nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.dim() == 2:
+                outer = "embed_tokens" in name or "lm_head" in name
+                parameter.copy_(noise * ((0.4 if outer else 0.8) / parameter.shape[1] ** 0.5))
+            else:
+                parameter.copy_(noise * 0.2 + (0.0 if name.endswith("bias") else 1.0))
+
+
+def rotary_row_order(kind: str, shape: Shape, num_heads: int) -> np.ndarray | None:
+    """Row r of the GGUF's q or k matrix is row order[r] of transformers'; None where they are the same.
+
+    glm4 with sections: interleaved pairs become half-split over the rotary dims.
+    llama: half-split pairs become interleaved over the whole head.
+    """
+    dim = shape.head_dim
+    if kind == "glm4":
+        return None
+    if kind == "glm4_mrope":
+        rotary = dim // 2
+        head = np.concatenate([np.arange(0, rotary, 2), np.arange(1, rotary, 2), np.arange(rotary, dim)])
+    else:
+        head = np.arange(dim).reshape(2, dim // 2).T.reshape(-1)
+    return (np.arange(num_heads)[:, None] * dim + head).reshape(-1)
+
+
+_LAYER_NAMES = {
+    "input_layernorm.weight": "attn_norm.weight",
+    "self_attn.q_proj.weight": "attn_q.weight",
+    "self_attn.q_proj.bias": "attn_q.bias",
+    "self_attn.k_proj.weight": "attn_k.weight",
+    "self_attn.k_proj.bias": "attn_k.bias",
+    "self_attn.v_proj.weight": "attn_v.weight",
+    "self_attn.v_proj.bias": "attn_v.bias",
+    "self_attn.o_proj.weight": "attn_output.weight",
+    "mlp.down_proj.weight": "ffn_down.weight",
+}
+_GLM4_NAMES = {
+    "post_self_attn_layernorm.weight": "post_attention_norm.weight",
+    "post_attention_layernorm.weight": "ffn_norm.weight",
+    "mlp.gate_up_proj.weight": "ffn_up.weight",
+    "post_mlp_layernorm.weight": "post_ffw_norm.weight",
+}
+_LLAMA_NAMES = {
+    "post_attention_layernorm.weight": "ffn_norm.weight",
+    "mlp.gate_proj.weight": "ffn_gate.weight",
+    "mlp.up_proj.weight": "ffn_up.weight",
+}
+
+
+def gguf_name(kind: str, name: str) -> str:
+    """The GGUF tensor a transformers parameter is stored as."""
+    name = name.removeprefix("model.")
+    top = {
+        "embed_tokens.weight": "token_embd.weight",
+        "norm.weight": "output_norm.weight",
+        "lm_head.weight": "output.weight",
+    }
+    if name in top:
+        return top[name]
+    _, layer, rest = name.split(".", 2)
+    return f"blk.{layer}.{(_LAYER_NAMES | (_LLAMA_NAMES if kind == 'llama' else _GLM4_NAMES))[rest]}"
+
+
+# --- type plans --------------------------------------------------------------------------------------------
+
+FALLBACK = {QType.Q4_K: QType.Q5_0, QType.Q5_K: QType.Q5_1, QType.Q6_K: QType.Q8_0}
+
+
+def fitted(qtype: QType, width: int) -> QType:
+    """The type llama.cpp's quantizer falls back to where a row is no whole number of blocks."""
+    if qtype in FALLBACK and width % 256:
+        qtype = FALLBACK[qtype]
+    return QType.F16 if width % gguf.GGML_QUANT_SIZES[qtype][0] else qtype
+
+
+def uniform_plan(qtype: QType) -> TypePlan:
+    return lambda name, width: fitted(qtype, width)
+
+
+def has_more_bits(layer: int, num_layers: int) -> bool:
+    eighth = num_layers // 8
+    return layer < eighth or layer >= 7 * num_layers // 8 or (layer - eighth) % 3 == 2
+
+
+def medium_plan(base: QType, num_layers: int) -> TypePlan:
+    """Q4_K_M and Q5_K_M: `base`, with Q6_K for the head and for the more-bits layers' attn_v and ffn_down."""
+
+    def plan(name: str, width: int) -> QType:
+        if name == "output.weight":
+            return fitted(QType.Q6_K, width)
+        if name.startswith("blk."):
+            _, layer, part, _ = name.split(".")
+            if part in ("attn_v", "ffn_down") and has_more_bits(int(layer), num_layers):
+                return fitted(QType.Q6_K, width)
+        return fitted(base, width)
+
+    return plan
+
+
+# --- GGUF --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """A GGUF on disk and the torch model that holds exactly its (dequantized) weights."""
+
+    path: Path
+    kind: str
+    shape: Shape
+    vocabulary: TinyVocabulary
+    torch_model: torch.nn.Module
+
+    def logits(
+        self, token_ids: Iterable[int], positions: np.ndarray | None = None, *, activation_block: int | None = None
+    ) -> np.ndarray:
+        """f32 [T, vocab] of transformers in float32.
+
+        positions         i32 [3, T] for M-RoPE; None = 0, 1, 2, ... on all axes
+        activation_block  round the input of every linear layer to int8 with a scale per that many elements,
+                          as a quantized engine does: an independent measure of that noise
+        """
+        ids = torch.tensor([list(token_ids)])
+        where = torch.arange(ids.shape[1])[None]
+        if self.kind == "glm4_mrope":
+            where = where.expand(3, 1, -1) if positions is None else torch.from_numpy(positions).long()[:, None]
+        hooks = []
+        if activation_block is not None:
+            layers = [m for m in self.torch_model.modules() if isinstance(m, torch.nn.Linear)]
+            hooks = [m.register_forward_pre_hook(_rounding_hook(activation_block)) for m in layers]
+        try:
+            with torch.no_grad():
+                hidden = self.torch_model.model(
+                    input_ids=ids, position_ids=where, use_cache=False
+                ).last_hidden_state
+                return self.torch_model.lm_head(hidden)[0].numpy()
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def greedy(self, prompt: Iterable[int], num_tokens: int) -> list[int]:
+        """transformers' greedy continuation, whole prefix recomputed each step."""
+        ids = list(prompt)
+        start = len(ids)
+        for _ in range(num_tokens):
+            ids.append(int(self.logits(ids)[-1].argmax()))
+        return ids[start:]
+
+
+def _rounding_hook(block: int) -> Callable[[torch.nn.Module, tuple[torch.Tensor]], tuple[torch.Tensor]]:
+    def hook(_: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        x = inputs[0]
+        pad = -x.shape[-1] % block
+        blocks = torch.nn.functional.pad(x, (0, pad)).unflatten(-1, (-1, block))
+        scale = blocks.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
+        rounded = (torch.round(blocks / scale) * scale).flatten(-2)
+        return (rounded[..., : x.shape[-1]],)
+
+    return hook
+
+
+def _write_metadata(writer: gguf.GGUFWriter, kind: str, shape: Shape, vocabulary: TinyVocabulary) -> None:
+    arch = "llama" if kind == "llama" else "glm4"
+    writer.add_name(f"Tiny {kind}")
+    writer.add_block_count(shape.num_hidden_layers)
+    writer.add_context_length(MAX_POSITIONS)
+    writer.add_embedding_length(shape.hidden_size)
+    writer.add_feed_forward_length(shape.intermediate_size)
+    writer.add_head_count(shape.num_attention_heads)
+    writer.add_head_count_kv(shape.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_rope_dimension_count(shape.head_dim if kind == "llama" else shape.head_dim // 2)
+    if kind == "glm4_mrope":
+        writer.add_array(f"{arch}.rope.dimension_sections", [*shape.mrope_section, 0])
+    if kind == "llama":
+        writer.add_vocab_size(VOCAB_SIZE)
+        writer.add_add_bos_token(False)
+        writer.add_add_space_prefix(False)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(vocabulary.pre)
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_types(vocabulary.token_types)
+    writer.add_token_merges(vocabulary.merges)
+    for key, token_id in vocabulary.keys.items():
+        writer.add_uint32(f"tokenizer.ggml.{key}_token_id", token_id)
+    writer.add_chat_template(vocabulary.template)
+
+
+def write_tiny_model(
+    folder: Path, kind: str, *, shape: Shape | None = None, plan: TypePlan | None = None, label: str = "", seed: int = 1
+) -> TinyModel:
+    """Make a checkpoint of one of KINDS, write its GGUF into `folder`, load the dequantized weights back."""
+    shape = shape or (TINY_LLAMA if kind == "llama" else TINY)
+    plan = plan or uniform_plan(QType.F32)
+    vocabulary = tiny_vocabulary("chatml" if kind == "llama" else "glm4")
+    torch_model = _torch_model(kind, shape).float().eval()
+    _randomise(torch_model, seed)
+    path = folder / f"tiny-{kind}{'-' + label if label else ''}.gguf"
+    writer = gguf.GGUFWriter(path, "llama" if kind == "llama" else "glm4")
+    _write_metadata(writer, kind, shape, vocabulary)
+    with torch.no_grad():
+        for name, parameter in torch_model.named_parameters():
+            target = gguf_name(kind, name)
+            values = parameter.numpy().copy()
+            order = None
+            if ".attn_q." in target or ".attn_k." in target:
+                heads = shape.num_attention_heads if ".attn_q." in target else shape.num_key_value_heads
+                order = rotary_row_order(kind, shape, heads)
+            stored = values if order is None else values[order]
+            if values.ndim == 1:
+                writer.add_tensor(target, stored)
+                continue
+            qtype = plan(target, values.shape[1])
+            data = quantize(stored, qtype)
+            writer.add_tensor(target, data, raw_dtype=qtype, raw_shape=data.shape)
+            back = gguf.quants.dequantize(data, qtype).astype(np.float32).reshape(values.shape)
+            if order is not None:
+                back = back[np.argsort(order)]
+            parameter.copy_(torch.from_numpy(back))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return TinyModel(path, kind, shape, vocabulary, torch_model)
