@@ -1,0 +1,115 @@
+"""What this machine gives us: free memory and processor cores, inside a container's limits too.
+
+Memory is what a new allocation can get without swapping: the smaller of the system's "available" and what the
+cgroup (v1 or v2, every level up to the root) leaves. Cores are physical ones, since two hardware threads of a core
+share the vector units the kernels live on, cut by CPU affinity and by the cgroup's CPU quota.
+Sources: kernel documentation admin-guide/cgroup-v1/memory.rst and admin-guide/cgroup-v2.rst.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+CGROUP_OF_PROCESS = Path("/proc/self/cgroup")
+# cgroup v1 writes "no limit" as a number near 2^63; no machine has an exabyte.
+_NO_LIMIT_BYTES = 1 << 60
+
+
+def available_memory_bytes() -> int:
+    """Memory a new allocation can get now without swapping, in bytes."""
+    available = int(psutil.virtual_memory().available)
+    for free_bytes in _cgroup_free_bytes():
+        available = min(available, free_bytes)
+    return max(0, available)
+
+
+def usable_cores() -> int:
+    """Threads worth starting: physical cores this process may run on, within the cgroup's CPU quota."""
+    logical = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    physical = psutil.cpu_count(logical=False) or logical
+    cores = min(logical, physical)
+    quota = _cgroup_cpu_quota()
+    if quota is not None:
+        cores = min(cores, max(1, math.ceil(quota)))
+    return max(1, cores)
+
+
+def _cgroup_free_bytes() -> Iterator[int]:
+    """What each memory cgroup above this process leaves, page cache counted as free since it can be dropped."""
+    for folder in _cgroup_folders("memory"):
+        for limit_file, usage_file, cache_key in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
+            limit = _read_int(folder / limit_file)
+            usage = _read_int(folder / usage_file)
+            if limit is None or usage is None or limit >= _NO_LIMIT_BYTES:
+                continue
+            yield limit - usage + _stat_value(folder / "memory.stat", cache_key)
+
+
+def _cgroup_cpu_quota() -> float | None:
+    """Cores' worth of CPU time the cgroups allow, or None without a quota."""
+    quotas: list[float] = []
+    for folder in _cgroup_folders("cpu"):
+        fields = (_read_text(folder / "cpu.max") or "").split()
+        if len(fields) == 2 and fields[0].isdigit() and fields[1].isdigit() and int(fields[1]) > 0:
+            quotas.append(int(fields[0]) / int(fields[1]))
+        quota, period = _read_int(folder / "cpu.cfs_quota_us"), _read_int(folder / "cpu.cfs_period_us")
+        if quota is not None and period is not None and quota > 0 and period > 0:
+            quotas.append(quota / period)
+    return min(quotas, default=None)
+
+
+def _cgroup_folders(controller: str) -> Iterator[Path]:
+    """The folders of this process's cgroup for one controller, from its own up to the root."""
+    for line in (_read_text(CGROUP_OF_PROCESS) or "").splitlines():
+        hierarchy, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        if hierarchy == "0" and controllers == "":
+            root = CGROUP_ROOT / "unified"  # where a machine that mounts both versions keeps version 2
+            if not root.is_dir():
+                root = CGROUP_ROOT
+        elif controller in controllers.split(","):
+            root = CGROUP_ROOT / controllers
+            if not root.is_dir():
+                root = CGROUP_ROOT / controller
+        else:
+            continue
+        # In a container the path may name the host's group, which is not visible here: then only the root is.
+        folder = root / group.lstrip("/")
+        while True:
+            if folder.is_dir():
+                yield folder
+            if folder == root or root not in folder.parents:
+                break
+            folder = folder.parent
+
+
+def _read_text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return None
+
+
+def _read_int(path: Path) -> int | None:
+    text = _read_text(path)
+    try:
+        return int(text) if text else None
+    except ValueError:
+        return None  # cgroup v2 writes "max"
+
+
+def _stat_value(path: Path, key: str) -> int:
+    for line in (_read_text(path) or "").splitlines():
+        name, _, value = line.partition(" ")
+        if name == key and value.isdigit():
+            return int(value)
+    return 0

@@ -1,0 +1,144 @@
+"""Fit context and KV pool to the memory there is: EngineConfig with None fields -> one without.
+
+What is counted: the weights as they lie in memory after loading (about their size in the file), the KV pool, and the
+working arrays of one step. What is not: the page cache behind the mapped file, which the system takes back at need.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from autoglm.config import EngineConfig, ModelConfig
+from autoglm.errors import ConfigError
+
+# Bytes one cached value takes. q8_0: 32 int8 values share one f16 scale.
+_CACHE_BYTES_PER_VALUE = {"f16": 2.0, "q8_0": 34 / 32}
+# The pool takes this share of what weights and working arrays leave; the rest is for everything else on the machine.
+_POOL_SHARE = 0.6
+# Python, its libraries, the tokenizer and the HTTP server, measured at about 150 MB with SmolLM2 loaded.
+_PROCESS_BYTES = 200 << 20
+# Padding and block sums the kernels' own weight layout adds to the file's size, at most.
+_REPACK_OVERHEAD = 1.05
+# Below this many tokens of context a chat is of no use; the machine is then too small.
+_MIN_CONTEXT = 512
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Where the memory goes, in bytes; kv_token_bytes is what one token takes in the pool."""
+
+    weights_bytes: int
+    workspace_bytes: int
+    kv_token_bytes: int
+    kv_pool_bytes: int
+    available_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weights_bytes + self.workspace_bytes + self.kv_pool_bytes
+
+
+def kv_token_bytes(model: ModelConfig, config: EngineConfig) -> int:
+    """Bytes that one token's keys and values take in all layers."""
+    values = model.num_hidden_layers * model.num_key_value_heads * model.head_dim
+    per_value = _CACHE_BYTES_PER_VALUE[config.cache_type_k] + _CACHE_BYTES_PER_VALUE[config.cache_type_v]
+    return round(values * per_value)
+
+
+def workspace_bytes(model: ModelConfig, config: EngineConfig) -> int:
+    """Working arrays of the largest step, and the process itself: an upper estimate in bytes.
+
+    Per token f32: residual, normed and attention rows of hidden_size, the fused QKV row, gate and up of
+    intermediate_size, and their int8 copies. Per sequence: one row of logits in f32, held twice while sampling.
+    """
+    query_and_kv = (model.num_attention_heads + 2 * model.num_key_value_heads) * model.head_dim
+    per_token = 4 * (3 * model.hidden_size + query_and_kv + 2 * model.intermediate_size)
+    per_token += model.hidden_size + model.intermediate_size
+    return _PROCESS_BYTES + config.max_num_batched_tokens * per_token + config.max_num_seqs * 2 * 4 * model.vocab_size
+
+
+def memory_plan(model: ModelConfig, weights_bytes: int, config: EngineConfig, available_bytes: int) -> MemoryPlan:
+    """The memory a fitted configuration takes; without num_kv_blocks the pool counts as empty."""
+    per_token = kv_token_bytes(model, config)
+    return MemoryPlan(
+        weights_bytes=round(weights_bytes * _REPACK_OVERHEAD),
+        workspace_bytes=workspace_bytes(model, config),
+        kv_token_bytes=per_token,
+        kv_pool_bytes=(config.num_kv_blocks or 0) * config.block_size * per_token,
+        available_bytes=available_bytes,
+    )
+
+
+def fit_engine_config(
+    model: ModelConfig, weights_bytes: int, config: EngineConfig, available_bytes: int
+) -> EngineConfig:
+    """Fill ctx_size and num_kv_blocks where they are None, from available_bytes of memory.
+
+    weights_bytes  size of all weight tensors in the file
+    The pool holds at most max_num_seqs full contexts; a context never exceeds the pool.
+    Raises ConfigError, with the numbers and the mend, if the weights or what was asked for do not fit.
+    """
+    if config.ctx_size is not None and config.ctx_size > model.max_position_embeddings:
+        raise ConfigError(
+            f"a context of {config.ctx_size} tokens was asked for, and {model.name} was made for "
+            f"{model.max_position_embeddings}; mend: --ctx-size {model.max_position_embeddings} or less"
+        )
+    plan = memory_plan(model, weights_bytes, replace(config, num_kv_blocks=None), available_bytes)
+    left_bytes = available_bytes - plan.total_bytes
+    smallest = min(_MIN_CONTEXT, model.max_position_embeddings)
+    if left_bytes < smallest * plan.kv_token_bytes:
+        raise ConfigError(
+            f"{model.name} does not fit into memory: {_gb(plan.weights_bytes)} of weights, "
+            f"{_gb(plan.workspace_bytes)} of working memory and {_gb(smallest * plan.kv_token_bytes)} for "
+            f"{smallest} tokens are needed, and {_gb(available_bytes)} are free; "
+            "mend: close other programs, or take a smaller model or a smaller quantization of it"
+        )
+    if config.num_kv_blocks is not None:
+        return _with_given_pool(model, config, plan, left_bytes)
+    wanted = config.ctx_size or model.max_position_embeddings
+    pool_tokens = _pool_tokens(config, wanted, plan.kv_token_bytes, left_bytes)
+    if config.ctx_size is not None and pool_tokens < config.ctx_size:
+        raise _context_too_large(config.ctx_size, pool_tokens, plan)
+    blocks = -(-pool_tokens // config.block_size)
+    return replace(config, ctx_size=min(wanted, blocks * config.block_size), num_kv_blocks=blocks)
+
+
+def _pool_tokens(config: EngineConfig, context: int, token_bytes: int, left_bytes: int) -> int:
+    """Tokens in the pool: whole blocks, enough for every sequence at full context if the memory's share allows."""
+    share = int(left_bytes * _POOL_SHARE) // token_bytes
+    # One full context matters more than the reserve for other programs, up to nearly all that is left.
+    one_context = min(context, int(left_bytes * 0.9) // token_bytes)
+    tokens = min(config.max_num_seqs * context, max(share, one_context))
+    if tokens >= context:
+        return -(-tokens // config.block_size) * config.block_size
+    return max(config.block_size, tokens // config.block_size * config.block_size)
+
+
+def _with_given_pool(model: ModelConfig, config: EngineConfig, plan: MemoryPlan, left_bytes: int) -> EngineConfig:
+    assert config.num_kv_blocks is not None
+    pool_tokens = config.num_kv_blocks * config.block_size
+    if pool_tokens * plan.kv_token_bytes > left_bytes:
+        raise ConfigError(
+            f"a KV pool of {config.num_kv_blocks} blocks takes {_gb(pool_tokens * plan.kv_token_bytes)}, and "
+            f"{_gb(left_bytes)} are left beside the weights; mend: --kv-blocks "
+            f"{left_bytes // plan.kv_token_bytes // config.block_size} or less, or leave it out"
+        )
+    if config.ctx_size is not None and config.ctx_size > pool_tokens:
+        raise ConfigError(
+            f"a context of {config.ctx_size} tokens does not fit a KV pool of {config.num_kv_blocks} blocks "
+            f"({pool_tokens} tokens); mend: --kv-blocks {-(-config.ctx_size // config.block_size)} or more, "
+            f"or --ctx-size {pool_tokens}"
+        )
+    return replace(config, ctx_size=config.ctx_size or min(model.max_position_embeddings, pool_tokens))
+
+
+def _context_too_large(asked: int, possible: int, plan: MemoryPlan) -> ConfigError:
+    return ConfigError(
+        f"a context of {asked} tokens takes {_gb(asked * plan.kv_token_bytes)} beside {_gb(plan.weights_bytes)} of "
+        f"weights, and {_gb(plan.available_bytes)} of memory are free; mend: --ctx-size {possible} or less, "
+        "or halve the cache: --cache-type-k q8_0 --cache-type-v q8_0"
+    )
+
+
+def _gb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e7 else f"{max(0, num_bytes) / 1e6:.1f} MB"
