@@ -1,0 +1,101 @@
+"""Scheduled sequences -> arrays: token ids, positions, slot_mapping, cu_seqlens. No state but the buffers reused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoglm.engine.scheduler import Scheduled
+
+IntArray = NDArray[np.int32]
+
+
+@dataclass(slots=True)
+class Batch:
+    """The inputs of one step: T tokens of S sequences, ragged, and L rows of logits wanted.
+
+    token_ids     i32 [T]
+    positions     i32 [3, T]  along time, height, width; equal for text
+    slot_mapping  i32 [T]     where each token's keys and values go: block_id * block_size + offset
+    cu_seqlens_q  i32 [S + 1] tokens of sequence s are cu_seqlens_q[s] to cu_seqlens_q[s + 1]
+    context_lens  i32 [S]     tokens of each sequence in the KV cache after this step
+    block_tables  i32 [S, max_blocks]  padded with 0
+    logits_rows   i32 [L]     indices into T, rising
+    All contiguous views of buffers that the next step overwrites.
+    """
+
+    token_ids: IntArray
+    positions: IntArray
+    slot_mapping: IntArray
+    cu_seqlens_q: IntArray
+    context_lens: IntArray
+    block_tables: IntArray
+    logits_rows: IntArray
+
+
+class BatchBuilder:
+    """Fills preallocated arrays, so that a decode step allocates nothing but views."""
+
+    def __init__(self, *, max_num_batched_tokens: int, max_num_seqs: int, block_size: int) -> None:
+        self.block_size = block_size
+        self._token_ids = np.zeros(max_num_batched_tokens, np.int32)
+        self._positions = np.zeros(3 * max_num_batched_tokens, np.int32)
+        self._slots = np.zeros(max_num_batched_tokens, np.int32)
+        self._cu_seqlens = np.zeros(max_num_seqs + 1, np.int32)
+        self._context_lens = np.zeros(max_num_seqs, np.int32)
+        self._tables = np.zeros(max_num_seqs * 64, np.int32)
+        self._logits_rows = np.zeros(max_num_seqs, np.int32)
+        self._offsets = np.arange(max_num_batched_tokens, dtype=np.int32)
+
+    def build(self, scheduled: list[Scheduled]) -> Batch:
+        """The arrays of one step; sequences in the order given."""
+        num_seqs = len(scheduled)
+        max_blocks = max(item.sequence.num_blocks for item in scheduled)
+        tables = self._block_tables(num_seqs, max_blocks)
+        token, row = 0, 0
+        for s, item in enumerate(scheduled):
+            sequence, count = item.sequence, item.num_scheduled_tokens
+            start = sequence.num_computed_tokens
+            tables[s, : sequence.num_blocks] = sequence.block_table
+            if count == 1:
+                self._token_ids[token] = sequence.token_ids[start]
+                self._positions[token] = start
+                block = sequence.block_table[start // self.block_size]
+                self._slots[token] = block * self.block_size + start % self.block_size
+            else:
+                self._fill_chunk(item, token, start)
+            token += count
+            self._cu_seqlens[s + 1] = token
+            self._context_lens[s] = start + count
+            if item.wants_logits:
+                self._logits_rows[row] = token - 1
+                row += 1
+        self._positions[token : 2 * token] = self._positions[:token]
+        self._positions[2 * token : 3 * token] = self._positions[:token]
+        return Batch(
+            token_ids=self._token_ids[:token],
+            positions=self._positions[: 3 * token].reshape(3, token),
+            slot_mapping=self._slots[:token],
+            cu_seqlens_q=self._cu_seqlens[: num_seqs + 1],
+            context_lens=self._context_lens[:num_seqs],
+            block_tables=tables,
+            logits_rows=self._logits_rows[:row],
+        )
+
+    def _fill_chunk(self, item: Scheduled, token: int, start: int) -> None:
+        sequence, end = item.sequence, token + item.num_scheduled_tokens
+        self._token_ids[token:end] = sequence.token_ids[start : start + item.num_scheduled_tokens]
+        positions = self._offsets[: item.num_scheduled_tokens] + np.int32(start)
+        self._positions[token:end] = positions
+        blocks = sequence.block_table[positions // self.block_size]
+        self._slots[token:end] = blocks * np.int32(self.block_size) + positions % self.block_size
+
+    def _block_tables(self, num_seqs: int, max_blocks: int) -> IntArray:
+        size = num_seqs * max_blocks
+        if size > self._tables.size:
+            self._tables = np.zeros(2 * size, np.int32)
+        tables = self._tables[:size]
+        tables[:] = 0
+        return tables.reshape(num_seqs, max_blocks)

@@ -1,0 +1,406 @@
+"""Engine.step: schedule, build batch, run, sample, finish.
+
+One thread calls everything here. A failure while handling one sequence (its constraint, its logits, its text) ends
+that sequence with finish_reason "error". A failure of the runner ends the sequences of that batch: whatever the step
+half wrote lies in blocks that are theirs alone and that were not yet made known to the prefix cache, so the rest of
+the KV state is certain and the engine goes on. A failure of our own book-keeping is not caught: then nothing is
+certain and the driver must stop.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import traceback
+from collections import Counter
+from collections.abc import Sequence as SequenceABC
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoglm.config import EngineConfig
+from autoglm.engine.batch import Batch, BatchBuilder
+from autoglm.engine.block_manager import BlockManager
+from autoglm.engine.sampling import Sampler, TokenLogprob
+from autoglm.engine.scheduler import Scheduled, Scheduler
+from autoglm.engine.sequence import FinishReason, Sequence, SequenceOutput, SequenceState, TextStream
+from autoglm.errors import CapacityError, ContextLengthError, EngineError, RequestError
+
+logger = logging.getLogger(__name__)
+
+MAX_RETRY_AFTER_S = 300
+
+
+class Runner(Protocol):
+    """The part of engine.model_runner.ModelRunner that the engine calls."""
+
+    block_size: int
+    num_blocks: int
+    vocab_size: int
+    max_num_batched_tokens: int
+    max_context: int
+
+    def run(self, batch: Batch) -> NDArray[np.float32]:
+        """f32 [L, vocab], valid until the next run."""
+
+
+class EngineTokenizer(Protocol):
+    """The part of chat.tokenizer.Tokenizer that the engine calls; eos_visible_token_ids is optional."""
+
+    eos_token_ids: frozenset[int]
+
+    def stream(self) -> TextStream: ...
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """Counters since start (num_*_total, *_s) and the present state (the others).
+
+    prefix_cache_query_tokens, prefix_cache_hit_tokens   tokens looked up at admission, and those found
+    kv_pool       blocks: total, used, cached, free, peak_used, block_size, evictions; bytes where the runner tells
+    runner_s      time inside the runner
+    step_s        time inside step, the runner included
+    """
+
+    num_running: int
+    num_waiting: int
+    kv_blocks_total: int
+    kv_blocks_used: int
+    kv_blocks_cached: int
+    prefix_cache_query_tokens: int
+    prefix_cache_hit_tokens: int
+    num_preemptions_total: int
+    num_prompt_tokens_total: int
+    num_prefill_tokens_total: int
+    num_generation_tokens_total: int
+    num_reasoning_tokens_total: int
+    num_steps_total: int
+    num_requests_total: int
+    num_finished_total: dict[str, int]  # by finish reason, "cancelled" too
+    runner_s: float
+    step_s: float
+    kv_pool: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Counters:
+    query_tokens: int = 0
+    hit_tokens: int = 0
+    prompt_tokens: int = 0
+    prefill_tokens: int = 0
+    generation_tokens: int = 0
+    reasoning_tokens: int = 0
+    steps: int = 0
+    requests: int = 0
+    runner_s: float = 0.0
+    step_s: float = 0.0
+    mean_service_s: float = 1.0  # from admission to the end, a moving mean
+
+
+class Engine:
+    """Serves sequences on one runner: continuous batching over a paged KV cache."""
+
+    def __init__(self, runner: Runner, tokenizer: EngineTokenizer, config: EngineConfig) -> None:
+        self.runner = runner
+        self.tokenizer = tokenizer
+        self.config = config
+        budget = min(config.max_num_batched_tokens, runner.max_num_batched_tokens)
+        self.block_manager = BlockManager(
+            runner.num_blocks,
+            runner.block_size,
+            model_id=getattr(runner, "model_id", ""),
+            enable_prefix_caching=config.enable_prefix_caching,
+        )
+        self.scheduler = Scheduler(
+            self.block_manager, max_num_seqs=config.max_num_seqs, max_num_batched_tokens=budget
+        )
+        self._builder = BatchBuilder(
+            max_num_batched_tokens=budget, max_num_seqs=config.max_num_seqs, block_size=runner.block_size
+        )
+        self._sampler = Sampler(runner.vocab_size)
+        self._eos = frozenset(tokenizer.eos_token_ids)
+        self._visible_eos: frozenset[int] = frozenset(getattr(tokenizer, "eos_visible_token_ids", ()))
+        self._sequences: dict[str, Sequence] = {}
+        self._counters = _Counters()
+        self._finished: Counter[str] = Counter()
+
+    @property
+    def max_sequence_tokens(self) -> int:
+        """Tokens one sequence, prompt and answer, may have: the context, or the KV pool if that is smaller."""
+        return min(self.runner.max_context, self.runner.num_blocks * self.runner.block_size)
+
+    def has_work(self) -> bool:
+        """Whether step would do anything."""
+        return self.scheduler.has_work()
+
+    def add(self, sequence: Sequence) -> None:
+        """Put a sequence in line.
+
+        max_tokens is clipped to the room left by the prompt; such an answer ends with finish_reason "length".
+        Raises ContextLengthError if the prompt leaves no room for an answer, CapacityError (429) if the line is full,
+        RequestError if a token id lies outside the vocabulary.
+        """
+        if sequence.request_id in self._sequences:
+            raise EngineError("two sequences were given the same request_id")
+        room = self.max_sequence_tokens - sequence.num_prompt_tokens
+        if room < 1:
+            raise ContextLengthError(
+                f"the prompt has {sequence.num_prompt_tokens} tokens and leaves no room for an answer in the "
+                f"{self.max_sequence_tokens} tokens one request may use here; shorten the prompt or serve with a "
+                "larger --ctx-size"
+            )
+        self._check_vocabulary(sequence)
+        num_waiting = len(self.scheduler.waiting)
+        if num_waiting >= self.config.max_waiting:
+            raise CapacityError(
+                f"{num_waiting} requests are already waiting; try again later", retry_after_s=self._retry_after_s()
+            )
+        sequence.set_max_tokens(min(sequence.params.max_tokens or room, room))
+        sequence.text_stream = self.tokenizer.stream()
+        self._sequences[sequence.request_id] = sequence
+        self.scheduler.add(sequence)
+        self._counters.requests += 1
+        self._counters.prompt_tokens += sequence.num_prompt_tokens
+
+    def cancel(self, request_id: str) -> bool:
+        """Drop a sequence and free its blocks now; it gives no more output. False if it is not there any more."""
+        sequence = self._sequences.pop(request_id, None)
+        if sequence is None:
+            return False
+        self.scheduler.finish(sequence)
+        self._finished["cancelled"] += 1
+        return True
+
+    def step(self) -> list[SequenceOutput]:
+        """Run one batch; what it added to each sequence that moved on."""
+        started_s = time.monotonic()
+        scheduled = self.scheduler.schedule()
+        if not scheduled:
+            return []
+        self._note_admissions(scheduled, started_s)
+        batch = self._builder.build(scheduled)
+        run_s = time.monotonic()
+        try:
+            logits = self.runner.run(batch)
+            if logits.shape != (batch.logits_rows.size, self.runner.vocab_size):
+                raise EngineError(f"the runner returned logits of shape {logits.shape}")
+        except Exception as error:
+            return self._fail_batch(scheduled, error)
+        now_s = time.monotonic()
+        self._counters.runner_s += now_s - run_s
+        outputs: list[SequenceOutput] = []
+        row = 0
+        for item in scheduled:
+            wants_logits = item.wants_logits
+            self._commit(item)
+            if wants_logits:
+                outputs.append(self._advance(item.sequence, logits[row], now_s))
+                row += 1
+        self._counters.steps += 1
+        self._counters.step_s += time.monotonic() - started_s
+        return outputs
+
+    def stats(self) -> EngineStats:
+        """A snapshot for /metrics and the log."""
+        manager, counters = self.block_manager, self._counters
+        pool = {
+            "total": manager.num_blocks,
+            "used": manager.num_used_blocks,
+            "cached": manager.num_cached_blocks,
+            "free": manager.num_free_blocks - manager.num_cached_blocks,
+            "peak_used": manager.peak_used_blocks,
+            "block_size": manager.block_size,
+            "evictions": manager.num_evictions,
+        }
+        kv_bytes = getattr(self.runner, "kv_bytes", None)
+        if isinstance(kv_bytes, int):
+            pool["bytes"] = kv_bytes
+        return EngineStats(
+            num_running=len(self.scheduler.running),
+            num_waiting=len(self.scheduler.waiting),
+            kv_blocks_total=manager.num_blocks,
+            kv_blocks_used=manager.num_used_blocks,
+            kv_blocks_cached=manager.num_cached_blocks,
+            prefix_cache_query_tokens=counters.query_tokens,
+            prefix_cache_hit_tokens=counters.hit_tokens,
+            num_preemptions_total=self.scheduler.num_preemptions,
+            num_prompt_tokens_total=counters.prompt_tokens,
+            num_prefill_tokens_total=counters.prefill_tokens,
+            num_generation_tokens_total=counters.generation_tokens,
+            num_reasoning_tokens_total=counters.reasoning_tokens,
+            num_steps_total=counters.steps,
+            num_requests_total=counters.requests,
+            num_finished_total=dict(self._finished),
+            runner_s=counters.runner_s,
+            step_s=counters.step_s,
+            kv_pool=pool,
+        )
+
+    def _check_vocabulary(self, sequence: Sequence) -> None:
+        vocab_size = self.runner.vocab_size
+        if min(sequence.token_ids) < 0 or max(sequence.token_ids) >= vocab_size:
+            raise RequestError(f"the prompt holds a token id outside 0 to {vocab_size - 1}", param="prompt")
+        for name in ("logit_bias", "banned_token_ids"):
+            ids = getattr(sequence.params, name)
+            if ids and max(ids) >= vocab_size:
+                raise RequestError(
+                    f"{name} names token {max(ids)}, the vocabulary ends at {vocab_size - 1}", param=name
+                )
+
+    def _retry_after_s(self) -> int:
+        """Seconds until about half the line will have been served, from the recent mean time per request."""
+        rounds = (len(self.scheduler.waiting) / 2 + 1) / self.scheduler.max_num_running
+        return max(1, min(MAX_RETRY_AFTER_S, math.ceil(rounds * self._counters.mean_service_s)))
+
+    def _note_admissions(self, scheduled: list[Scheduled], now_s: float) -> None:
+        for item in scheduled:
+            sequence = item.sequence
+            if sequence.scheduled_s is None:
+                sequence.scheduled_s = now_s
+                self._counters.query_tokens += sequence.num_tokens
+                self._counters.hit_tokens += sequence.num_cached_tokens
+
+    def _commit(self, item: Scheduled) -> None:
+        """The step succeeded: its tokens are in the cache."""
+        sequence = item.sequence
+        if item.num_scheduled_tokens > 1 or sequence.first_token_s is None:
+            self._counters.prefill_tokens += item.num_scheduled_tokens
+        sequence.num_computed_tokens += item.num_scheduled_tokens
+        if sequence.num_computed_tokens // self.block_manager.block_size > sequence.num_hashed_blocks:
+            self.block_manager.commit(sequence)
+
+    def _advance(self, sequence: Sequence, logits: NDArray[np.float32], now_s: float) -> SequenceOutput:
+        """Choose the next token or tokens of one sequence; whatever goes wrong here is that sequence's end alone."""
+        output = SequenceOutput(
+            sequence.request_id,
+            [],
+            "",
+            [] if sequence.params.logprobs is not None else None,
+            num_prompt_tokens=sequence.num_prompt_tokens,
+            num_cached_tokens=sequence.num_cached_tokens,
+        )
+        if sequence.first_token_s is None:
+            sequence.first_token_s = now_s
+        try:
+            self._choose_tokens(sequence, logits, output)
+        except Exception as error:
+            self._set_error(sequence, error)
+        self._counters.generation_tokens += len(output.token_ids)
+        self._seal(sequence, output)
+        return output
+
+    def _choose_tokens(self, sequence: Sequence, logits: NDArray[np.float32], output: SequenceOutput) -> None:
+        forced: SequenceABC[int] = sequence.tokens_to_force()
+        if not forced:
+            sampled = self._sampler.sample(logits, sequence)
+            token_id = sampled.token_id
+            if token_id in self._eos and sequence.must_close_thought:
+                forced = sequence.thought.rest_of_close() if sequence.thought is not None else ()
+            else:
+                if output.logprobs is not None and sampled.logprob is not None:
+                    output.logprobs.append(TokenLogprob(token_id, sampled.logprob, sampled.top))
+                was_in_thought = sequence.is_in_thought
+                self._accept(sequence, token_id, output)
+                constraint = sequence.constraint
+                if constraint is not None and not was_in_thought and not sequence.is_in_thought:
+                    constraint.accept(token_id)
+                    if sequence.finish_reason != "stop" and constraint.is_stopped():
+                        sequence.finish_reason = "stop"
+                forced = sequence.tokens_to_force()
+        for token_id in forced:
+            if sequence.finish_reason is not None:
+                break
+            if output.logprobs is not None:
+                output.logprobs.append(TokenLogprob(token_id, 0.0, []))
+            self._accept(sequence, token_id, output)
+        if sequence.finish_reason is not None and sequence.stop_strings.found is None:
+            self._flush_text(sequence, output)
+
+    def _accept(self, sequence: Sequence, token_id: int, output: SequenceOutput) -> None:
+        """Add one token to answer and text, and see whether the answer ends with it."""
+        sequence.append(token_id)
+        output.token_ids.append(token_id)
+        params = sequence.params
+        is_eos = token_id in self._eos and not params.ignore_eos
+        if is_eos or token_id in params.stop_token_ids:
+            sequence.finish_reason = "stop"
+            sequence.stop_reason = None if is_eos else token_id
+            if token_id not in self._visible_eos:
+                return
+        assert sequence.text_stream is not None
+        text = sequence.text_stream.push(token_id)
+        if text:
+            output.text += sequence.stop_strings.push(text)
+            if sequence.stop_strings.found is not None:
+                sequence.finish_reason = "stop"
+                sequence.stop_reason = sequence.stop_strings.found
+        if sequence.finish_reason is None and sequence.num_output_tokens >= sequence.max_tokens:
+            sequence.finish_reason = "length"
+
+    def _flush_text(self, sequence: Sequence, output: SequenceOutput) -> None:
+        """The answer ended without a stop string: let out half characters and held-back text."""
+        assert sequence.text_stream is not None
+        output.text += sequence.stop_strings.push(sequence.text_stream.flush())
+        if sequence.stop_strings.found is None:
+            output.text += sequence.stop_strings.flush()
+
+    def _set_error(self, sequence: Sequence, error: Exception) -> None:
+        """End a sequence by an error; the log gets the place, neither gets text that a request might be in."""
+        sequence.finish_reason = "error"
+        sequence.stop_reason = None
+        known = isinstance(error, EngineError)
+        sequence.error = str(error) if known else f"internal error ({type(error).__name__}) while making the answer"
+        place = "".join(traceback.format_tb(error.__traceback__)[-3:])
+        logger.error("request %s failed with %s at\n%s", sequence.request_id, type(error).__name__, place)
+
+    def _seal(self, sequence: Sequence, output: SequenceOutput) -> None:
+        """Fill in the counts, and take the sequence out if it ended."""
+        output.num_output_tokens = sequence.num_output_tokens
+        output.num_reasoning_tokens = sequence.num_reasoning_tokens
+        if sequence.finish_reason is None:
+            return
+        output.finish_reason = sequence.finish_reason
+        output.stop_reason = sequence.stop_reason
+        output.error = sequence.error
+        now_s = time.monotonic()
+        output.timings = _timings(sequence, now_s)
+        self.scheduler.finish(sequence)
+        del self._sequences[sequence.request_id]
+        self._finished[sequence.finish_reason] += 1
+        counters = self._counters
+        counters.reasoning_tokens += sequence.num_reasoning_tokens
+        counters.mean_service_s += 0.1 * (now_s - (sequence.scheduled_s or now_s) - counters.mean_service_s)
+
+    def _fail_batch(self, scheduled: list[Scheduled], error: Exception) -> list[SequenceOutput]:
+        outputs = []
+        for item in scheduled:
+            sequence = item.sequence
+            self._set_error(sequence, error)
+            output = SequenceOutput(
+                sequence.request_id,
+                [],
+                "",
+                num_prompt_tokens=sequence.num_prompt_tokens,
+                num_cached_tokens=sequence.num_cached_tokens,
+            )
+            self._seal(sequence, output)
+            outputs.append(output)
+        return outputs
+
+
+def _timings(sequence: Sequence, now_s: float) -> dict[str, float]:
+    """Where the time of one sequence went, ms: in line, until its first token, after it."""
+    scheduled_s = sequence.scheduled_s if sequence.scheduled_s is not None else now_s
+    first_s = sequence.first_token_s if sequence.first_token_s is not None else now_s
+    return {
+        "queue_ms": max(0.0, scheduled_s - sequence.arrival_s) * 1e3,
+        "prefill_ms": max(0.0, first_s - scheduled_s) * 1e3,
+        "decode_ms": max(0.0, now_s - first_s) * 1e3,
+        "preemptions": float(sequence.num_preemptions),
+    }
+
+
+__all__ = ["Engine", "EngineStats", "EngineTokenizer", "FinishReason", "Runner", "SequenceOutput", "SequenceState"]

@@ -1,0 +1,378 @@
+"""SamplingParams; logits -> token ids, one seeded generator a sequence.
+
+Order of what happens to a row of logits, all in float32:
+ 1. repetition penalty   every id seen in prompt or answer: l > 0 ? l / r : l * r   (CTRL, Keskar 2019; HF's definition)
+ 2. presence, frequency  l -= presence * [count > 0] + frequency * count, counts over every token of the
+                         answer so far, no window                                   (OpenAI API reference)
+ 3. logit_bias           l += bias
+ 4. bans, constraint     forbidden ids become -inf
+ 5. temperature          0 (anything under 1e-5) means greedy: the lowest id among equal maxima, 6-8 are skipped
+ 6. top_k                the k largest, lowest ids first among equals
+ 7. top_p                the shortest prefix, by falling probability, whose mass reaches top_p (Holtzman 2020)
+ 8. min_p                ids whose probability is at least min_p times the largest
+Then one float64 uniform from the sequence's own Philox counter generator picks by inverse CDF. The generator is
+not shared and is advanced once per sampled token, so an answer does not depend on the batch it was made in.
+
+Log-probabilities are those of the model: log-softmax of the logits before step 1 (vLLM's default too).
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Mapping
+from collections.abc import Sequence as SequenceABC
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoglm.errors import EngineError, RequestError
+
+if TYPE_CHECKING:
+    from autoglm.engine.sequence import Sequence
+
+MIN_TEMPERATURE = 1e-5  # below this a float32 softmax is one-hot anyway
+MAX_STOP_STRINGS = 16  # OpenAI allows 4; other servers' clients send more
+MAX_STOP_CHARS = 1024
+MAX_TOP_LOGPROBS = 20
+_TILE = 512  # elements per partial sum or maximum; 256 to 2048 measured alike on the 2-core build machine
+
+
+def _number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
+    """Raise RequestError unless value is a finite number from low to high."""
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or not (low <= value <= high) or (open_low and value == low):  # type: ignore[operator]
+        shown = value if good else type(value).__name__
+        start = f"more than {low:g}" if open_low else f"{low:g}"
+        raise RequestError(f"{name} is {shown}, expected a number from {start} to {high:g}", param=name)
+
+
+def _integer(name: str, value: object, low: int, high: int) -> None:
+    """Raise RequestError unless value is an int from low to high."""
+    good = isinstance(value, int) and not isinstance(value, bool)
+    if not good or not low <= value <= high:  # type: ignore[operator]
+        shown = value if good and abs(value) < 1 << 70 else type(value).__name__  # type: ignore[arg-type]
+        raise RequestError(f"{name} is {shown}, expected a whole number from {low} to {high}", param=name)
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How one answer is sampled and when it ends; OpenAI's names, meanings and ranges.
+
+    max_tokens          None: as many as fit
+    top_k               0 or -1: off
+    logprobs            None: off; n: the sampled token's and the n most likely alternatives'
+    stop                the text ends before the first of these to be completed
+    stop_token_ids      end the answer without becoming text
+    banned_token_ids    never sampled (not settable by an API client; thinking off uses it)
+    Raises RequestError naming the field.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    logprobs: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False
+    banned_token_ids: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None:
+            _integer("max_tokens", self.max_tokens, 1, 1 << 31)
+        _number("temperature", self.temperature, 0, 2)
+        _integer("top_k", self.top_k, -1, 1 << 31)
+        _number("top_p", self.top_p, 0, 1)
+        _number("min_p", self.min_p, 0, 1)
+        _number("presence_penalty", self.presence_penalty, -2, 2)
+        _number("frequency_penalty", self.frequency_penalty, -2, 2)
+        _number("repetition_penalty", self.repetition_penalty, 0, 10, open_low=True)
+        if self.seed is not None:
+            _integer("seed", self.seed, -(1 << 63), (1 << 64) - 1)
+        if self.logprobs is not None:
+            _integer("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
+        self._check_ids()
+        self._check_stop()
+
+    def _check_ids(self) -> None:
+        if len(self.logit_bias) > 4096:
+            message = f"logit_bias has {len(self.logit_bias)} entries, expected at most 4096"
+            raise RequestError(message, param="logit_bias")
+        for token_id, bias in self.logit_bias.items():
+            _integer("logit_bias", token_id, 0, 1 << 31)
+            _number("logit_bias", bias, -100, 100)
+        for name in ("stop_token_ids", "banned_token_ids"):
+            for token_id in getattr(self, name):
+                _integer(name, token_id, 0, 1 << 31)
+
+    def _check_stop(self) -> None:
+        if isinstance(self.stop, str) or len(self.stop) > MAX_STOP_STRINGS:
+            raise RequestError(f"stop expects at most {MAX_STOP_STRINGS} strings", param="stop")
+        for text in self.stop:
+            if not isinstance(text, str) or not 1 <= len(text) <= MAX_STOP_CHARS:
+                raise RequestError(f"stop expects strings of 1 to {MAX_STOP_CHARS} characters", param="stop")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most likely token is always taken."""
+        return self.temperature < MIN_TEMPERATURE
+
+    def max_token_id(self) -> int:
+        """The largest token id any field names, for the check against the vocabulary; 0 if none."""
+        return max((*self.logit_bias, *self.stop_token_ids, *self.banned_token_ids), default=0)
+
+
+class TokenLogprob(NamedTuple):
+    """A token of the answer with the model's log-probability of it, natural log.
+
+    top holds (token_id, logprob) of the most likely tokens, falling. A token the engine forced (the close of a
+    thought) has logprob 0.0 and no top: nothing was drawn.
+    """
+
+    token_id: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+class SampledToken(NamedTuple):
+    """What one draw gave; logprob is None and top empty unless params.logprobs asked for them."""
+
+    token_id: int
+    logprob: float | None
+    top: list[tuple[int, float]]
+
+
+class SamplerState:
+    """What sampling remembers of one sequence: its generator and the counts its penalties need.
+
+    Costs O(1) a token. Survives preemption untouched.
+    """
+
+    def __init__(self, params: SamplingParams, prompt_token_ids: SequenceABC[int]) -> None:
+        self.params = params
+        key = secrets.randbits(128) if params.seed is None else params.seed & ((1 << 64) - 1)
+        self.generator = np.random.Generator(np.random.Philox(key=key))
+        self._is_counting = bool(
+            params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1.0
+        )
+        seen = sorted(set(prompt_token_ids)) if params.repetition_penalty != 1.0 else []
+        self._slot = {token_id: slot for slot, token_id in enumerate(seen)}
+        self._ids: NDArray[np.int64] = np.zeros(max(64, 2 * len(seen)), np.int64)
+        self._ids[: len(seen)] = seen
+        self._counts: NDArray[np.float32] = np.zeros(self._ids.size, np.float32)
+        self._bias_ids = np.array(sorted(params.logit_bias), np.int64)
+        self._bias = np.array([params.logit_bias[i] for i in sorted(params.logit_bias)], np.float32)
+        self._banned = np.array(sorted(params.banned_token_ids), np.int64)
+        self.changes_logits = self._is_counting or bool(self._bias_ids.size or self._banned.size)
+
+    def observe(self, token_id: int) -> None:
+        """Count one token of the answer, sampled or forced."""
+        if not self._is_counting:
+            return
+        slot = self._slot.setdefault(token_id, len(self._slot))
+        if slot == self._ids.size:
+            self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
+            self._counts = np.concatenate([self._counts, np.zeros_like(self._counts)])
+        self._ids[slot] = token_id
+        self._counts[slot] += 1
+
+    def ban(self, token_id: int) -> None:
+        """Never sample this id."""
+        self._banned = np.union1d(self._banned, np.array([token_id], np.int64))
+        self.changes_logits = True
+
+    def apply(self, logits: NDArray[np.float32]) -> None:
+        """Steps 1 to 3 and the bans, in place, touching only the ids concerned.
+
+        logits f32 [vocab]
+        """
+        params = self.params
+        if self._is_counting and self._slot:
+            ids, counts = self._ids[: len(self._slot)], self._counts[: len(self._slot)]
+            values = logits[ids]
+            if params.repetition_penalty != 1.0:
+                factor = np.float32(params.repetition_penalty)
+                values = np.where(values > 0, values / factor, values * factor)
+            values -= np.float32(params.presence_penalty) * (counts > 0) + np.float32(params.frequency_penalty) * counts
+            logits[ids] = values
+        if self._bias_ids.size:
+            logits[self._bias_ids] += self._bias
+        if self._banned.size:
+            logits[self._banned] = -np.inf
+
+
+class Sampler:
+    """Draws the next token of a sequence; owns the scratch rows, so one thread at a time."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._scratch: NDArray[np.float32] = np.empty(vocab_size, np.float32)
+
+    def sample(self, logits: NDArray[np.float32], sequence: Sequence) -> SampledToken:
+        """Draw one token.
+
+        logits  f32 [vocab]; overwritten where penalties, bans or masks apply, if it is writable
+        Raises EngineError when the logits are not finite or nothing may follow.
+        """
+        state = sequence.sampler
+        mask = sequence.token_mask()
+        report = _model_logprobs(logits, state.params.logprobs) if state.params.logprobs is not None else None
+        if (state.changes_logits or mask is not None) and not logits.flags.writeable:
+            logits = logits.copy()
+        if state.changes_logits:
+            if not np.isfinite(logits.max()):
+                raise EngineError("the model produced logits that are not finite")
+            state.apply(logits)
+        ids, values = (None, logits) if mask is None else self._masked(logits, mask)
+        best = int(values.argmax())
+        if not math.isfinite(values[best]):
+            if values[best] == -np.inf and (mask is not None or state.changes_logits):
+                raise EngineError("no token may follow here: bans and constraint forbid all of them")
+            raise EngineError("the model produced logits that are not finite")
+        index = best if state.params.is_greedy else self._draw(values, best, state)
+        token_id = index if ids is None else int(ids[index])
+        if report is None:
+            return SampledToken(token_id, None, [])
+        return SampledToken(token_id, report.of(token_id), report.top)
+
+    def _masked(
+        self, logits: NDArray[np.float32], mask: NDArray[np.uint32]
+    ) -> tuple[NDArray[np.int64] | None, NDArray[np.float32]]:
+        """Apply a bitmask (bit i of word i // 32 = id i allowed; ids past its end are not).
+
+        Few allowed ids: they are gathered, so that all later work is on them alone.
+        """
+        if not np.isfinite(logits.max()):
+            raise EngineError("the model produced logits that are not finite")
+        bits = np.unpackbits(np.ascontiguousarray(mask).view(np.uint8), bitorder="little")[: logits.size].view(np.bool_)
+        num_allowed = int(np.count_nonzero(bits))
+        if num_allowed == 0:
+            raise EngineError("no token may follow here: the constraint allows none")
+        if num_allowed * 8 <= logits.size:
+            ids = np.flatnonzero(bits)
+            return ids, logits[ids]
+        np.copyto(logits[: bits.size], np.float32(-np.inf), where=~bits)
+        logits[bits.size :] = -np.inf
+        return None, logits
+
+    def _draw(self, values: NDArray[np.float32], best: int, state: SamplerState) -> int:
+        """Steps 5 to 8 and the draw; an index into values."""
+        params = state.params
+        uniform = float(state.generator.random())
+        top_k = params.top_k if 0 < params.top_k < values.size else 0
+        chosen: NDArray[np.int64] | None = None
+        if top_k == 1:
+            return best
+        if top_k:
+            chosen = _top_k(values, top_k)
+            values = values[chosen]
+        weights = self._weights(values, params.temperature)
+        if params.top_p < 1.0:
+            kept = _top_p(weights, params.top_p)
+            weights = weights[kept]
+            chosen = kept if chosen is None else chosen[kept]
+        if params.min_p > 0.0:
+            kept = np.flatnonzero(weights >= np.float32(params.min_p))  # the largest weight is exactly 1
+            weights = weights[kept]
+            chosen = kept if chosen is None else chosen[kept]
+        index = _inverse_cdf(weights, uniform)
+        return index if chosen is None else int(chosen[index])
+
+    def _weights(self, values: NDArray[np.float32], temperature: float) -> NDArray[np.float32]:
+        """exp((l - max) / temperature), the largest exactly 1, in the scratch row."""
+        weights = self._scratch[: values.size]
+        np.subtract(values, values.max(), out=weights)
+        if temperature != 1.0:
+            np.multiply(weights, np.float32(1.0 / temperature), out=weights)
+        return np.exp(weights, out=weights)
+
+
+def sample(logits: NDArray[np.float32], sequence: Sequence) -> SampledToken:
+    """Draw one token with a scratch row of its own; see Sampler.sample."""
+    return Sampler(logits.size).sample(logits, sequence)
+
+
+def _top_k(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """Indices of the k largest, falling, lowest index first among equals.
+
+    The k-th largest tile maximum is a floor under the k-th largest value, so one pass of maxima leaves few to sort.
+    """
+    num_tiles = values.size // _TILE
+    if num_tiles >= k:
+        maxima = values[: num_tiles * _TILE].reshape(num_tiles, _TILE).max(axis=1)
+        floor = np.partition(maxima, num_tiles - k)[num_tiles - k]
+    else:
+        floor = np.partition(values, values.size - k)[values.size - k]
+    candidates = np.flatnonzero(values >= floor)
+    return candidates[np.argsort(-values[candidates], kind="stable")[:k]]
+
+
+def _top_p(weights: NDArray[np.float32], top_p: float) -> NDArray[np.int64]:
+    """Indices of the shortest prefix, by falling weight, whose mass reaches top_p of the whole.
+
+    Weights under (1 - top_p) * total / n cannot all together hold more than 1 - top_p, so they are never needed;
+    the margin of 0.1% covers rounding. That leaves hundreds to sort, not the vocabulary.
+    """
+    total = float(_tile_sums(weights).sum())
+    candidates = np.flatnonzero(weights >= np.float32(0.999 * (1.0 - top_p) * total / weights.size))
+    kept = weights[candidates]
+    order = np.argsort(-kept, kind="stable")
+    mass = np.cumsum(kept[order], dtype=np.float64)
+    num_kept = int(np.searchsorted(mass, top_p * total, side="left")) + 1
+    return candidates[order[:num_kept]]
+
+
+def _tile_sums(weights: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Sums of _TILE consecutive weights, the rest in a last one."""
+    num_full = weights.size // _TILE * _TILE
+    sums: NDArray[np.float64] = weights[:num_full].reshape(-1, _TILE).sum(axis=1, dtype=np.float32).astype(np.float64)
+    if num_full < weights.size:
+        sums = np.append(sums, weights[num_full:].sum(dtype=np.float64))
+    return sums
+
+
+def _inverse_cdf(weights: NDArray[np.float32], uniform: float) -> int:
+    """The index whose share of the total holds `uniform`: first the tile, then inside it."""
+    mass = np.cumsum(_tile_sums(weights))
+    target = uniform * mass[-1]
+    tile = min(int(np.searchsorted(mass, target, side="right")), mass.size - 1)
+    start = tile * _TILE
+    inside = np.cumsum(weights[start : start + _TILE], dtype=np.float64)
+    if tile:
+        inside += mass[tile - 1]
+    index = start + min(int(np.searchsorted(inside, target, side="right")), inside.size - 1)
+    while index > 0 and weights[index] == 0.0:  # rounding at a tile's end must not pick an impossible token
+        index -= 1
+    return index
+
+
+class _Report(NamedTuple):
+    """The model's log-probabilities of one row: a copy of what later steps overwrite is avoided where it can be."""
+
+    logits: NDArray[np.float32]
+    log_total: float
+    top: list[tuple[int, float]]
+
+    def of(self, token_id: int) -> float:
+        return float(self.logits[token_id]) - self.log_total
+
+
+def _model_logprobs(logits: NDArray[np.float32], num_top: int) -> _Report:
+    """Log-softmax facts of a row before anything is applied to it."""
+    largest = logits.max()
+    if not np.isfinite(largest):
+        raise EngineError("the model produced logits that are not finite")
+    log_total = float(largest) + math.log(float(_tile_sums(np.exp(logits - largest)).sum()))
+    top: list[Any] = []
+    if num_top:
+        best = _top_k(logits, min(num_top, logits.size))
+        top = [(int(i), float(logits[i]) - log_total) for i in best]
+    return _Report(logits.copy(), log_total, top)

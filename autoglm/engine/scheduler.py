@@ -1,0 +1,159 @@
+"""Which sequences run this step and how many tokens; preemption.
+
+First come, first served, with a token budget per step. In this order:
+ 1. every running sequence gets the blocks its new tokens need, oldest first; when the pool is empty the youngest is
+    preempted: its blocks go, its tokens and generator stay, it returns to the head of the line and is recomputed
+    (from the prefix cache where that still holds it), so its answer is the same;
+ 2. every decoding sequence gets its one token;
+ 3. prefill chunks by age. While others are waiting for their first token, a prompt that would eat the whole step
+    leaves a quarter of it to them: it is slowed by at most a third, they are not locked out for minutes;
+ 4. waiting sequences are admitted strictly in order of arrival, each with blocks for all its tokens.
+No more sequences run than the budget has tokens, so each of them moves on in every step.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from autoglm.engine.block_manager import BlockManager
+from autoglm.engine.sequence import Sequence, SequenceState
+
+LATER_PROMPTS_SHARE = 4  # 1 / share of the budget
+
+
+@dataclass(slots=True)
+class Scheduled:
+    """num_scheduled_tokens of the sequence run in this step, from num_computed_tokens on."""
+
+    sequence: Sequence
+    num_scheduled_tokens: int
+
+    @property
+    def wants_logits(self) -> bool:
+        """Whether the step reaches the sequence's last token, so that the next one can be chosen."""
+        return self.num_scheduled_tokens == self.sequence.num_pending_tokens
+
+
+class Scheduler:
+    """The line of waiting sequences and the set of running ones, both in order of arrival."""
+
+    def __init__(self, block_manager: BlockManager, *, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+        self.block_manager = block_manager
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.max_num_running = min(max_num_seqs, max_num_batched_tokens)
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.num_preemptions = 0
+        self._num_arrived = 0
+        self._refused: tuple[Sequence, int, int] | None = None
+
+    def has_work(self) -> bool:
+        """Whether any sequence is not finished."""
+        return bool(self.running or self.waiting)
+
+    def add(self, sequence: Sequence) -> None:
+        """Put a new sequence at the end of the line."""
+        sequence.order = self._num_arrived
+        self._num_arrived += 1
+        self.waiting.append(sequence)
+
+    def finish(self, sequence: Sequence) -> None:
+        """Take a sequence out, wherever it is, and free its blocks at once."""
+        if sequence.state is SequenceState.RUNNING:
+            self.running.remove(sequence)
+        elif sequence.state is SequenceState.WAITING:
+            self.waiting.remove(sequence)
+        sequence.state = SequenceState.FINISHED
+        self.block_manager.free(sequence)
+
+    def schedule(self) -> list[Scheduled]:
+        """Choose this step's work; the blocks for it are in the tables when this returns."""
+        self._grow_running()
+        budget = self.max_num_batched_tokens
+        scheduled: list[Scheduled] = []
+        prefilling: list[Sequence] = []
+        for sequence in self.running:
+            if sequence.num_pending_tokens == 1:
+                scheduled.append(Scheduled(sequence, 1))
+            else:
+                prefilling.append(sequence)
+        budget -= len(scheduled)
+        if prefilling or self.waiting:
+            self._schedule_prefills(scheduled, prefilling, budget)
+        return scheduled
+
+    def _grow_running(self) -> None:
+        """Step 1: blocks for new tokens, preempting from the young end."""
+        manager, index = self.block_manager, 0
+        while index < len(self.running):
+            sequence = self.running[index]
+            if sequence.num_tokens > sequence.num_blocks * manager.block_size:
+                while not manager.can_grow(sequence) and self.running[-1] is not sequence:
+                    self._preempt(self.running[-1])
+                if not manager.can_grow(sequence):
+                    self._preempt(sequence)
+                    return
+                manager.grow(sequence)
+            index += 1
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self.block_manager.free(sequence)
+        sequence.state = SequenceState.WAITING
+        sequence.num_preemptions += 1
+        self.num_preemptions += 1
+        self.waiting.appendleft(sequence)
+
+    def _schedule_prefills(self, scheduled: list[Scheduled], prefilling: list[Sequence], budget: int) -> None:
+        """Steps 3 and 4."""
+        first: Scheduled | None = None
+        for sequence in prefilling:
+            # Those not served yet each keep a token of the budget.
+            unserved = len(prefilling) - 1 - prefilling.index(sequence)
+            others_wait = unserved > 0 or (bool(self.waiting) and len(self.running) < self.max_num_running)
+            chunk = self._chunk(sequence, budget - unserved, leave_share=first is None and others_wait)
+            item = Scheduled(sequence, chunk)
+            first = first or item
+            scheduled.append(item)
+            budget -= chunk
+        while self.waiting and budget > 0 and len(self.running) < self.max_num_running:
+            sequence = self.waiting[0]
+            if not self._can_admit(sequence):
+                break
+            self._admit(self.waiting.popleft())
+            others_wait = bool(self.waiting) and len(self.running) < self.max_num_running
+            item = Scheduled(sequence, self._chunk(sequence, budget, leave_share=first is None and others_wait))
+            first = first or item
+            scheduled.append(item)
+            budget -= item.num_scheduled_tokens
+        if first is not None and budget > 0:  # nobody took the share: the oldest goes on with it
+            first.num_scheduled_tokens = min(
+                first.sequence.num_pending_tokens, first.num_scheduled_tokens + budget
+            )
+
+    def _chunk(self, sequence: Sequence, room: int, *, leave_share: bool) -> int:
+        """Tokens of a prefill to run now."""
+        if sequence.num_pending_tokens <= room:
+            return sequence.num_pending_tokens
+        if leave_share:
+            room -= min(self.max_num_batched_tokens // LATER_PROMPTS_SHARE, room - 1)
+        return min(sequence.num_pending_tokens, room)
+
+    def _can_admit(self, sequence: Sequence) -> bool:
+        """Whether the head of the line fits now. Looking its prefix up costs O(prompt), so a refusal stands until
+        there are more free blocks or fewer running sequences than at that time."""
+        num_free, num_running = self.block_manager.num_free_blocks, len(self.running)
+        refused = self._refused
+        if refused is not None and refused[0] is sequence and num_free <= refused[1] and num_running >= refused[2]:
+            return False
+        can = self.block_manager.can_allocate(sequence, num_spare=num_running)
+        self._refused = None if can else (sequence, num_free, num_running)
+        return can
+
+    def _admit(self, sequence: Sequence) -> None:
+        num_cached = self.block_manager.allocate(sequence)
+        if sequence.num_preemptions == 0:
+            sequence.num_cached_tokens = num_cached
+        sequence.state = SequenceState.RUNNING
+        self.running.append(sequence)
