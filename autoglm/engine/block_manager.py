@@ -90,7 +90,7 @@ class BlockManager:
             return []
         found: list[int] = []
         for index in range((sequence.num_tokens - 1) // self.block_size):
-            block_id = self._by_hash.get(self._chain(sequence, index))
+            block_id = self._by_hash.get(self.chain_hash(sequence, index))
             if block_id is None or self._tokens[block_id] != self._token_bytes(sequence, index):
                 break
             found.append(block_id)
@@ -148,7 +148,7 @@ class BlockManager:
         num_full = sequence.num_computed_tokens // self.block_size
         while sequence.num_hashed_blocks < num_full:
             index = sequence.num_hashed_blocks
-            block_hash = self._chain(sequence, index)
+            block_hash = self.chain_hash(sequence, index)
             own = int(sequence.block_table[index])
             known = self._by_hash.get(block_hash)
             if known is None:
@@ -167,7 +167,7 @@ class BlockManager:
             self._release(block_id)
         sequence.clear_blocks()
 
-    def _chain(self, sequence: Sequence, index: int) -> bytes:
+    def chain_hash(self, sequence: Sequence, index: int) -> bytes:
         """The hash of block `index` of the sequence; links are computed once and kept with it."""
         hashes = sequence.block_hashes
         while len(hashes) <= index:

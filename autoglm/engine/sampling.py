@@ -355,7 +355,7 @@ def _inverse_cdf(weights: NDArray[np.float32], uniform: float) -> int:
 
 
 class _Report(NamedTuple):
-    """The model's log-probabilities of one row: a copy of what later steps overwrite is avoided where it can be."""
+    """The model's log-probabilities of one row, kept apart from what the later steps overwrite."""
 
     logits: NDArray[np.float32]
     log_total: float

@@ -7,12 +7,15 @@ First come, first served, with a token budget per step. In this order:
  2. every decoding sequence gets its one token;
  3. prefill chunks by age. While others are waiting for their first token, a prompt that would eat the whole step
     leaves a quarter of it to them: it is slowed by at most a third, they are not locked out for minutes;
- 4. waiting sequences are admitted strictly in order of arrival, each with blocks for all its tokens.
+ 4. waiting sequences are admitted in order of arrival, each with blocks for all its tokens. One that does not fit
+    holds up those behind it. One whose next prompt block another prefill is just computing waits for it and is
+    passed over meanwhile: n answers to one prompt, or many agents with one system prompt, prefill it once.
 No more sequences run than the budget has tokens, so each of them moves on in every step.
 """
 
 from __future__ import annotations
 
+import bisect
 from collections import deque
 from dataclasses import dataclass
 
@@ -103,25 +106,33 @@ class Scheduler:
         sequence.state = SequenceState.WAITING
         sequence.num_preemptions += 1
         self.num_preemptions += 1
-        self.waiting.appendleft(sequence)
+        place = sum(1 for other in self.waiting if other.order < sequence.order)
+        self.waiting.insert(place, sequence)
 
     def _schedule_prefills(self, scheduled: list[Scheduled], prefilling: list[Sequence], budget: int) -> None:
         """Steps 3 and 4."""
         first: Scheduled | None = None
-        for sequence in prefilling:
-            # Those not served yet each keep a token of the budget.
-            unserved = len(prefilling) - 1 - prefilling.index(sequence)
+        for served, sequence in enumerate(prefilling, start=1):
+            unserved = len(prefilling) - served  # each keeps a token of the budget
             others_wait = unserved > 0 or (bool(self.waiting) and len(self.running) < self.max_num_running)
             chunk = self._chunk(sequence, budget - unserved, leave_share=first is None and others_wait)
             item = Scheduled(sequence, chunk)
             first = first or item
             scheduled.append(item)
             budget -= chunk
-        while self.waiting and budget > 0 and len(self.running) < self.max_num_running:
-            sequence = self.waiting[0]
+        index = 0
+        while budget > 0 and index < min(len(self.waiting), self.max_num_running):
+            if len(self.running) >= self.max_num_running:
+                break
+            sequence = self.waiting[index]
+            if self._is_being_computed(sequence, prefilling):
+                index += 1
+                continue
             if not self._can_admit(sequence):
                 break
-            self._admit(self.waiting.popleft())
+            del self.waiting[index]
+            self._admit(sequence)
+            prefilling.append(sequence)
             others_wait = bool(self.waiting) and len(self.running) < self.max_num_running
             item = Scheduled(sequence, self._chunk(sequence, budget, leave_share=first is None and others_wait))
             first = first or item
@@ -140,6 +151,21 @@ class Scheduler:
             room -= min(self.max_num_batched_tokens // LATER_PROMPTS_SHARE, room - 1)
         return min(sequence.num_pending_tokens, room)
 
+    def _is_being_computed(self, sequence: Sequence, prefilling: list[Sequence]) -> bool:
+        """Whether another prefill will soon put the next block this one lacks into the prefix cache."""
+        manager = self.block_manager
+        if not prefilling or not manager.enable_prefix_caching:
+            return False
+        index = len(manager.find_prefix(sequence))
+        if index >= (sequence.num_tokens - 1) // manager.block_size:
+            return False
+        wanted = manager.chain_hash(sequence, index)
+        return any(
+            other.num_hashed_blocks <= index < other.num_tokens // manager.block_size
+            and manager.chain_hash(other, index) == wanted
+            for other in prefilling
+        )
+
     def _can_admit(self, sequence: Sequence) -> bool:
         """Whether the head of the line fits now. Looking its prefix up costs O(prompt), so a refusal stands until
         there are more free blocks or fewer running sequences than at that time."""
@@ -156,4 +182,4 @@ class Scheduler:
         if sequence.num_preemptions == 0:
             sequence.num_cached_tokens = num_cached
         sequence.state = SequenceState.RUNNING
-        self.running.append(sequence)
+        bisect.insort(self.running, sequence, key=lambda other: other.order)
