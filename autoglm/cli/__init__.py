@@ -1,0 +1,277 @@
+"""The autoglm command: its subcommands and flags, exit codes, errors as one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from autoglm import __version__
+from autoglm.config import EngineConfig
+from autoglm.deploy.preflight import DEFAULT_HOST, DEFAULT_PORT
+from autoglm.errors import AutoglmError, ConfigError
+
+app = typer.Typer(
+    name="autoglm",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+# Flags that serve, chat and bench share; names and short forms are llama-server's.
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "-m", "--model", metavar="FILE", help="GGUF file, or a name (autoglm pull --list). Default: a small model."
+    ),
+]
+CtxSize = Annotated[
+    int | None,
+    typer.Option("-c", "--ctx-size", min=0, help="Tokens one conversation may hold. Default, or 0: the model's own."),
+]
+Threads = Annotated[
+    int | None, typer.Option("-t", "--threads", min=-1, help="Threads to compute with. Default: all cores.")
+]
+Parallel = Annotated[int, typer.Option("-np", "--parallel", min=1, help="Requests that run at once.")]
+BatchedTokens = Annotated[int, typer.Option("-b", "--max-batched-tokens", min=1, help="Tokens one step may process.")]
+CacheTypeK = Annotated[str, typer.Option("-ctk", "--cache-type-k", metavar="f16|q8_0", help="How keys are cached.")]
+CacheTypeV = Annotated[str, typer.Option("-ctv", "--cache-type-v", metavar="f16|q8_0", help="How values are cached.")]
+KvBlocks = Annotated[
+    int | None, typer.Option(min=1, help="KV pool in blocks of 16 tokens. Default: fitted to the memory.")
+]
+KvMemory = Annotated[str | None, typer.Option(metavar="SIZE", help="KV pool as a size: 512M, 2G.")]
+TemplateFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Jinja chat template to use instead of the one in the file.")
+]
+LogLevel = Annotated[str, typer.Option(metavar="debug|info|warning|error", help="What is logged.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and the kernels in use.")] = False,
+) -> None:
+    """A fast OpenAI-compatible server for GGUF language models, on the CPU you have."""
+    if version:
+        from autoglm import kernels
+
+        print(f"autoglm {__version__} ({kernels.isa()} kernels)")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(2)
+
+
+@app.command("serve")
+def _serve(
+    model: Model = None,
+    mmproj: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Multimodal projector; this version serves text and refuses it.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every network.")] = DEFAULT_HOST,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = DEFAULT_PORT,
+    alias: Annotated[
+        str | None, typer.Option("-a", "--alias", metavar="NAME[,NAME]", help="What clients may call the model.")
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY", envvar="AUTOGLM_API_KEY", show_envvar=True, help="Key clients must send. Default: any."
+        ),
+    ] = None,
+    ctx_size: CtxSize = None,
+    threads: Threads = None,
+    parallel: Parallel = EngineConfig.max_num_seqs,
+    max_batched_tokens: BatchedTokens = EngineConfig.max_num_batched_tokens,
+    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more get 429.")] = EngineConfig.max_waiting,
+    chat_template_file: TemplateFile = None,
+    cache_type_k: CacheTypeK = EngineConfig.cache_type_k,
+    cache_type_v: CacheTypeV = EngineConfig.cache_type_v,
+    kv_blocks: KvBlocks = None,
+    kv_memory: KvMemory = None,
+    no_prefix_cache: Annotated[bool, typer.Option("--no-prefix-cache", help="Compute every prompt anew.")] = False,
+    log_level: LogLevel = "info",
+) -> None:
+    """Serve a model over the OpenAI API."""
+    from autoglm.cli import console, loading
+    from autoglm.cli import serve as serving
+
+    console.set_up_logging(_log_level(log_level))
+    options = loading.ModelOptions(
+        model=model,
+        alias=alias,
+        chat_template_file=chat_template_file,
+        ctx_size=ctx_size,
+        threads=threads,
+        parallel=parallel,
+        max_batched_tokens=max_batched_tokens,
+        queue=queue,
+        cache_type_k=cache_type_k,
+        cache_type_v=cache_type_v,
+        kv_blocks=kv_blocks,
+        kv_memory=kv_memory,
+        prefix_cache=not no_prefix_cache,
+    )
+    serving.serve(options, serving.ServeOptions(host=host, port=port, api_key=api_key, mmproj=mmproj))
+
+
+@app.command("chat")
+def _chat(
+    model: Model = None,
+    url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Talk to a running server instead, e.g. http://127.0.0.1:8000/v1.")
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(metavar="KEY", envvar="AUTOGLM_API_KEY", show_envvar=True, help="Key of that server.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System message to begin with.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0 = always the likeliest token.")] = None,
+    max_tokens: Annotated[int | None, typer.Option("-n", "--max-tokens", min=1, help="Longest answer.")] = None,
+    thinking: Annotated[
+        bool | None, typer.Option("--thinking/--no-thinking", help="Let the model think first, or not.")
+    ] = None,
+    ctx_size: CtxSize = None,
+    threads: Threads = None,
+    chat_template_file: TemplateFile = None,
+) -> None:
+    """Chat in the terminal."""
+    from autoglm.cli import chat as chatting
+    from autoglm.cli import console, loading
+
+    console.set_up_logging("warning")
+    options = loading.ModelOptions(
+        model=model, ctx_size=ctx_size, threads=threads, chat_template_file=chat_template_file
+    )
+    chatting.run_chat(
+        options,
+        chatting.ChatOptions(
+            url=url,
+            api_key=api_key,
+            system=system,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            thinking=thinking,
+        ),
+    )
+
+
+@app.command("info")
+def _info(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="GGUF file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+) -> None:
+    """Show what a GGUF file holds."""
+    from autoglm.cli.info import show_info
+
+    show_info(file, as_json=as_json, all_tensors=tensors)
+
+
+@app.command("bench")
+def _bench(
+    model: Model = None,
+    prompt_tokens: Annotated[
+        int, typer.Option("-p", "--prompt-tokens", min=1, help="Prompt length for prefill.")
+    ] = 512,
+    decode_tokens: Annotated[int, typer.Option("-n", "--decode-tokens", min=1, help="Tokens to decode.")] = 64,
+    batches: Annotated[str, typer.Option(metavar="N,N,...", help="Sequences decoded at once.")] = "1,2,4,8,16",
+    repeats: Annotated[int, typer.Option("-r", "--repeats", min=1, help="Runs of each measurement.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+    threads: Threads = None,
+    cache_type_k: CacheTypeK = EngineConfig.cache_type_k,
+    cache_type_v: CacheTypeV = EngineConfig.cache_type_v,
+) -> None:
+    """Measure prefill, decode and batched decode on this machine."""
+    from autoglm.cli import bench as benching
+    from autoglm.cli import console, loading
+
+    console.set_up_logging("warning")
+    sizes = tuple(int(part) for part in batches.split(",") if part.strip().isdigit())
+    if not sizes or len(sizes) != len(batches.split(",")):
+        raise ConfigError(f"--batches is {batches!r}, expected numbers with commas between, such as 1,4,16")
+    options = loading.ModelOptions(model=model, threads=threads, cache_type_k=cache_type_k, cache_type_v=cache_type_v)
+    benching.run_bench(
+        options,
+        benching.BenchOptions(
+            prompt_tokens=prompt_tokens, decode_tokens=decode_tokens, batches=sizes, repeats=repeats, as_json=as_json
+        ),
+    )
+
+
+@app.command("pull")
+def _pull(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="A listed name, hf:OWNER/REPO[:FILE] or modelscope:...")
+    ] = None,
+    list_names: Annotated[bool, typer.Option("--list", help="List the models that have a name.")] = False,
+) -> None:
+    """Fetch a model by name and keep it in the cache folder."""
+    from autoglm.cli import console
+    from autoglm.cli import pull as pulling
+
+    console.set_up_logging("info")
+    if list_names:
+        pulling.list_models()
+        return
+    if name is None:
+        raise ConfigError("name the model to pull; autoglm pull --list shows the names")
+    pulling.pull_model(name)
+
+
+def _log_level(text: str) -> str:
+    from autoglm.cli.console import LOG_LEVELS
+
+    if text.lower() not in LOG_LEVELS:
+        raise ConfigError(f"--log-level is {text!r}, expected one of {', '.join(LOG_LEVELS)}")
+    return text.lower()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command line; every failure is one line on standard error and the exit code of its class."""
+    is_debugging = os.environ.get("AUTOGLM_DEBUG") == "1"
+    try:
+        result: Any = typer.main.get_command(app).main(args=arguments, prog_name="autoglm", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:
+        # The reader of a pipe went away (autoglm info x | head); nothing is left to say to anybody.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        if is_debugging:
+            raise
+        return _report(error)
+
+
+def _report(error: Exception) -> int:
+    if isinstance(error, AutoglmError):
+        print(f"ERROR: {error}", file=sys.stderr)
+        return error.exit_code
+    if isinstance(error, typer.exceptions.TyperException):  # a wrong flag or argument
+        message = error.format_message().rstrip(".")
+        print(f"ERROR: {message}; see autoglm --help, or autoglm COMMAND --help", file=sys.stderr)
+        return error.exit_code
+    if isinstance(error, MemoryError):
+        print("ERROR: memory ran out; mend: close other programs, or take a smaller model or context", file=sys.stderr)
+        return 1
+    # The message of an unforeseen error may quote what a user wrote, so only its kind and place are shown.
+    print(
+        f"ERROR: autoglm has a bug here: {type(error).__name__} in {_place(error)}; please report this line "
+        "with what AUTOGLM_DEBUG=1 prints for the same command",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def _place(error: Exception) -> str:
+    trace = error.__traceback__
+    place = "an unknown place"
+    while trace is not None:
+        place = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return place

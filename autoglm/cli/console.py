@@ -1,0 +1,90 @@
+"""What the command line shows: log lines, progress bars, sizes and counts for people, safe text."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import unicodedata
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+logger = logging.getLogger("autoglm.cli")
+
+
+def set_up_logging(level: str) -> None:
+    """Log lines of the package go to standard error as `LEVEL: message`; other libraries' only from warnings up."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("autoglm").setLevel(level.upper())
+
+
+class ProgressBars:
+    """A context whose `report` draws one bar per kind of work on a terminal, and logs one line for it elsewhere.
+
+    report(what, done_bytes, total_bytes) is the callback that pull and the model loader call; total 0 = unknown.
+    """
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._progress: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> ProgressBars:
+        if self._console.is_terminal:
+            self._progress = Progress(
+                TextColumn("  {task.description}"),
+                BarColumn(),
+                DownloadColumn(),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def report(self, what: str, done_bytes: int, total_bytes: int) -> None:
+        """Draw `what` at done_bytes of total_bytes."""
+        task = self._tasks.get(what)
+        if self._progress is None:
+            if task is None:
+                self._tasks[what] = TaskID(0)
+                logger.info(f"{what[:1].upper()}{what[1:]}" + (f" ({size(total_bytes)})" if total_bytes else ""))
+            return
+        if task is None:
+            task = self._tasks[what] = self._progress.add_task(what, total=total_bytes or None)
+        self._progress.update(task, completed=done_bytes, total=total_bytes or None)
+
+
+def size(num_bytes: float) -> str:
+    """Bytes for people, in decimal units: 98.4 MB, 6.17 GB."""
+    for unit, scale, digits in (("GB", 1e9, 2), ("MB", 1e6, 1), ("kB", 1e3, 1)):
+        if num_bytes >= scale:
+            return f"{num_bytes / scale:.{digits}f} {unit}"
+    return f"{num_bytes:.0f} B"
+
+
+def parameter_count(count: int) -> str:
+    """A model's size as people name it: 9B, 1.7B, 135M."""
+    for unit, scale in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if count >= 0.9995 * scale:
+            value = count / scale
+            return (f"{value:.1f}".removesuffix(".0") if value < 4.95 else f"{value:.0f}") + unit
+    return str(count)
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """Text out of a file or a server without what could steer a terminal (escape codes, direction marks)."""
+    kept = "".join(
+        c if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co") else "\N{REPLACEMENT CHARACTER}" for c in text
+    )
+    return kept if len(kept) <= limit else kept[: limit - 1] + "…"

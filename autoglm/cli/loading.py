@@ -1,0 +1,177 @@
+"""From flags to a loaded engine: find the file, fit it to the memory, read it. serve, chat and bench share this."""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from autoglm.chat.template import ChatTemplate
+from autoglm.chat.tokenizer import Tokenizer
+from autoglm.cli.console import parameter_count, size
+from autoglm.config import EngineConfig, ModelConfig
+from autoglm.deploy import preflight, pull
+from autoglm.deploy.machine import available_memory_bytes, usable_cores
+from autoglm.engine.engine import Engine
+from autoglm.engine.fit import MemoryPlan, fit_engine_config, kv_token_bytes, memory_plan
+from autoglm.engine.model_runner import CpuModelRunner
+from autoglm.errors import ConfigError
+from autoglm.formats.gguf import GGUFFile
+from autoglm.model.loader import read_model_config
+
+logger = logging.getLogger("autoglm.cli")
+
+_QUANTIZATION_SUFFIX = re.compile(r"[.-](?:[IT]?Q\d\w*|B?F16|F32|FP16)$", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_MAX_TEMPLATE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The flags about model and engine; None = fit it to the machine."""
+
+    model: str | None = None
+    alias: str | None = None
+    chat_template_file: Path | None = None
+    ctx_size: int | None = None
+    threads: int | None = None
+    parallel: int = EngineConfig.max_num_seqs
+    max_batched_tokens: int = EngineConfig.max_num_batched_tokens
+    queue: int = EngineConfig.max_waiting
+    cache_type_k: str = EngineConfig.cache_type_k
+    cache_type_v: str = EngineConfig.cache_type_v
+    kv_blocks: int | None = None
+    kv_memory: str | None = None
+    prefix_cache: bool = True
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """Everything a command needs to generate: the engine over one model, and how it was fitted."""
+
+    model_id: str
+    aliases: tuple[str, ...]
+    path: Path
+    model_config: ModelConfig
+    engine_config: EngineConfig
+    plan: MemoryPlan
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    engine: Engine
+
+
+def served_names(options: ModelOptions) -> tuple[str, tuple[str, ...]]:
+    """The model's id and its other names: what --alias lists, or else the file's name with and without quantization."""
+    if options.alias is not None:
+        names = [name.strip() for name in options.alias.split(",") if name.strip()]
+        if not names:
+            raise ConfigError(f"--alias is {options.alias!r}, expected a name, or names with commas between")
+        return names[0], tuple(names[1:])
+    if options.model is None:
+        return pull.NAMED_MODELS[pull.DEFAULT_MODEL].served_name, (pull.DEFAULT_MODEL,)
+    if options.model.lower() in pull.NAMED_MODELS:
+        return pull.NAMED_MODELS[options.model.lower()].served_name, (options.model.lower(),)
+    stem = re.sub(r"\.gguf$", "", re.split(r"[/:]", options.model)[-1], flags=re.IGNORECASE)
+    short = _QUANTIZATION_SUFFIX.sub("", stem) or stem
+    return short, () if short == stem else (stem,)
+
+
+def check_model_option(options: ModelOptions) -> None:
+    """Raises ConfigError at once if --model is neither a file nor a name."""
+    if options.model is None or pull.is_model_name(options.model):
+        return
+    try:
+        preflight.check_model_file(options.model)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def find_model(options: ModelOptions, report: pull.Progress) -> Path:
+    """The GGUF to serve; a model that goes by a name is fetched if it is not here."""
+    if options.model is None:
+        return pull.pull(progress=report).path
+    if pull.is_model_name(options.model) and not Path(options.model).exists():
+        return pull.pull(options.model, progress=report).path
+    return Path(options.model)
+
+
+def load_model(path: Path, options: ModelOptions, report: pull.Progress) -> LoadedModel:
+    """Read the file, fit the engine to the memory there is, load the weights.
+
+    Raises FormatError for a file this build cannot run, ConfigError if it does not fit into memory.
+    """
+    model_id, aliases = served_names(options)
+    gguf = GGUFFile.open(path)  # stays open: the runner may keep views of the map
+    model_config = read_model_config(gguf)
+    logger.info(f"Loading GLM backbone with {parameter_count(model_config.num_parameters)} parameters")
+    tokenizer = Tokenizer.from_gguf(gguf)
+    template = ChatTemplate.from_gguf(gguf, _template_source(options.chat_template_file))
+    weights_bytes = sum(tensor.nbytes for tensor in gguf.tensors.values())
+    available = available_memory_bytes()
+    wanted = _engine_config(options, model_config)
+    engine_config = fit_engine_config(model_config, weights_bytes, wanted, available)
+    plan = memory_plan(model_config, weights_bytes, engine_config, available)
+    runner = CpuModelRunner(gguf, engine_config, progress=report)
+    engine = Engine(runner, tokenizer, engine_config)
+    return LoadedModel(model_id, aliases, path, model_config, engine_config, plan, tokenizer, template, engine)
+
+
+def describe(loaded: LoadedModel) -> str:
+    """One line on what was fitted, for the log."""
+    config, plan = loaded.engine_config, loaded.plan
+    pool_tokens = (config.num_kv_blocks or 0) * config.block_size
+    kind = config.cache_type_k
+    if config.cache_type_v != kind:
+        kind = f"{config.cache_type_k}/{config.cache_type_v}"
+    cache = f"{size(plan.kv_pool_bytes)} ({pool_tokens} tokens, {kind})"
+    return (
+        f"Memory: weights {size(plan.weights_bytes)}, KV cache {cache}, work {size(plan.workspace_bytes)}; "
+        f"{size(plan.available_bytes)} were free. "
+        f"Context {config.ctx_size} tokens, {config.max_num_seqs} at once, {config.num_threads} threads"
+    )
+
+
+def _engine_config(options: ModelOptions, model: ModelConfig) -> EngineConfig:
+    config = EngineConfig(
+        # As with llama-server, 0 means the model's own context and -1 all cores.
+        ctx_size=options.ctx_size or None,
+        max_num_seqs=options.parallel,
+        max_num_batched_tokens=options.max_batched_tokens,
+        max_waiting=options.queue,
+        num_kv_blocks=options.kv_blocks,
+        cache_type_k=options.cache_type_k,
+        cache_type_v=options.cache_type_v,
+        num_threads=usable_cores() if options.threads in (None, -1) else options.threads,
+        enable_prefix_caching=options.prefix_cache,
+    )
+    if options.kv_memory is None:
+        return config
+    if options.kv_blocks is not None:
+        raise ConfigError("--kv-blocks and --kv-memory both size the KV pool; give one of them")
+    block_bytes = config.block_size * kv_token_bytes(model, config)
+    blocks = parse_size(options.kv_memory, "--kv-memory") // block_bytes
+    if blocks < 1:
+        raise ConfigError(f"--kv-memory {options.kv_memory} is less than one block of {size(block_bytes)}")
+    return replace(config, num_kv_blocks=blocks)
+
+
+def parse_size(text: str, flag: str) -> int:
+    """Bytes out of 512M, 2G, 1.5GiB: binary units, as memory is sold. Raises ConfigError."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ConfigError(f"{flag} is {text!r}, expected a size such as 512M or 2G")
+    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+
+
+def _template_source(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            source = file.read(_MAX_TEMPLATE_BYTES + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--chat-template-file '{path}' cannot be read: {error}") from None
+    if len(source) > _MAX_TEMPLATE_BYTES:
+        raise ConfigError(f"--chat-template-file '{path}' is over {_MAX_TEMPLATE_BYTES} characters; is it a template?")
+    return source
