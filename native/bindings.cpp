@@ -1,0 +1,252 @@
+// nanobind only: check arguments, release the GIL, call the engine.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstdlib>
+#include <stdexcept>
+
+#include "program.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace autoglm;
+
+namespace {
+
+using Bytes = nb::ndarray<const uint8_t, nb::numpy, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<const float, nb::numpy, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Floats2 = nb::ndarray<const float, nb::numpy, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Ints = nb::ndarray<const int32_t, nb::numpy, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Ints2 = nb::ndarray<const int32_t, nb::numpy, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+void require(bool condition, const char* message) {
+  if (!condition) throw std::invalid_argument(message);
+}
+
+QuantType to_type(int id) {
+  require(known_type(id), "unknown weight type id");
+  return (QuantType)id;
+}
+
+KvType to_kv(const std::string& name) {
+  if (name == "f16") return KvType::F16;
+  if (name == "q8_0") return KvType::Q8;
+  throw std::invalid_argument("KV cache type must be f16 or q8_0");
+}
+
+std::vector<float> to_vector(const std::optional<Floats>& a) {
+  return a ? std::vector<float>(a->data(), a->data() + a->size()) : std::vector<float>();
+}
+
+nb::ndarray<nb::numpy, float> make_array(std::vector<size_t> dims) {
+  size_t n = 1;
+  for (size_t d : dims) n *= d;
+  float* data = new float[n];
+  nb::capsule owner(data, [](void* p) noexcept { delete[] (float*)p; });
+  return nb::ndarray<nb::numpy, float>(data, dims.size(), dims.data(), owner);
+}
+
+// The kernel table and the threads that everything else runs on.
+struct Runtime {
+  const KernelTable* kernels;
+  ThreadPool pool;
+  Runtime(int num_threads, const KernelTable* table) : kernels(table), pool(num_threads) {}
+};
+
+std::shared_ptr<Runtime> make_runtime(int num_threads, std::string isa) {
+  require(num_threads >= 1 && num_threads <= 1024, "num_threads must be 1 to 1024");
+  if (isa.empty()) {
+    const char* env = std::getenv("AUTOGLM_ISA");
+    isa = env ? env : "";
+  }
+  const KernelTable* table = select_table(isa.c_str());
+  if (!table) throw std::invalid_argument("AUTOGLM_ISA '" + isa + "' cannot run on this machine; use scalar, avx2 or avx512, or leave it unset");
+  return std::make_shared<Runtime>(num_threads, table);
+}
+
+std::shared_ptr<Matrix> pack(Runtime& rt, Bytes data, int type_id, int rows, int cols) {
+  const QuantType type = to_type(type_id);
+  require(rows > 0 && cols > 0, "a matrix needs rows and columns");
+  require(data.size() == row_bytes(type, cols) * (size_t)rows, "data is not rows * row_bytes long");
+  nb::gil_scoped_release release;
+  return std::make_shared<Matrix>(type, rows, cols, data.data(), rt.pool);
+}
+
+nb::ndarray<nb::numpy, float> matmul(Runtime& rt, const Matrix& m, Floats2 x) {
+  const PackedMatrix& w = m.view();
+  const int rows = (int)x.shape(0);
+  require((int)x.shape(1) == w.cols, "x has another number of columns than the matrix");
+  auto result = make_array({x.shape(0), (size_t)w.rows});
+  float* out = (float*)result.data();
+  nb::gil_scoped_release release;
+  Activation act;
+  act.width = w.cols;
+  act.capacity = rows;
+  act.need(activation_kind(w.type));
+  const ActView view = act.view();
+  for (int r = 0; r < rows; ++r)
+    for (int c = 0; c < act.chunks(); ++c) rt.kernels->quantize_chunk(x.data() + (size_t)r * w.cols + c * kChunk, c, view, r);
+  const size_t per_thread = kGemmScratch + (size_t)rows * kPanelRows * sizeof(float);
+  const size_t stride = (per_thread + 4095) / 4096 * 4096;
+  Pages scratch(stride * (size_t)rt.pool.size());
+  rt.pool.parallel_for(w.panels, [&](int panel, int thread) {
+    uint8_t* s = scratch.data() + stride * (size_t)thread;
+    float* c = (float*)(s + kGemmScratch);
+    rt.kernels->gemm_panel(w, panel, view, 0, rows, c, s);
+    for (int t = 0; t < rows; ++t)
+      for (int r = 0; r < kPanelRows && panel * kPanelRows + r < w.rows; ++r)
+        out[(size_t)t * w.rows + panel * kPanelRows + r] = c[t * kPanelRows + r];
+  });
+  return result;
+}
+
+// Keeps alive what the program points into, and checks every step before it runs.
+struct PyProgram {
+  std::shared_ptr<Runtime> runtime;
+  Program program;
+  std::vector<Bytes> tables;
+  PyProgram(std::shared_ptr<Runtime> rt, int max_tokens) : runtime(rt), program(*rt->kernels, rt->pool, max_tokens) {}
+
+  void check(const Step& s) const {
+    for (int t = 0; t < s.num_tokens; ++t) {
+      require(!program.vocab() || (s.token_ids[t] >= 0 && s.token_ids[t] < program.vocab()), "token id outside the vocabulary");
+      for (int axis = 0; axis < 3; ++axis) require(s.positions[axis * s.num_tokens + t] >= 0, "negative position");
+    }
+    for (int i = 0; i < s.num_logits; ++i)
+      require(s.logits_rows[i] >= 0 && s.logits_rows[i] < s.num_tokens, "logits row outside the step");
+    if (!program.cache()) return;
+    const int blocks = program.cache()->num_blocks();
+    for (int t = 0; t < s.num_tokens; ++t)
+      require(s.slot_mapping[t] >= 0 && s.slot_mapping[t] / kKvBlock < blocks, "slot outside the KV cache");
+    require(s.cu_seqlens_q[0] == 0 && s.cu_seqlens_q[s.num_seqs] == s.num_tokens, "cu_seqlens_q must span all tokens");
+    for (int i = 0; i < s.num_seqs; ++i) {
+      const int n = s.cu_seqlens_q[i + 1] - s.cu_seqlens_q[i], used = (s.context_lens[i] + kKvBlock - 1) / kKvBlock;
+      require(n >= 0 && s.context_lens[i] >= n && used <= s.max_blocks, "context_lens do not fit the block tables");
+      for (int b = 0; b < used; ++b) {
+        const int id = s.block_tables[(size_t)i * (size_t)s.max_blocks + (size_t)b];
+        require(id >= 0 && id < blocks, "block id outside the KV cache");
+      }
+    }
+  }
+
+  nb::ndarray<nb::numpy, float> run(Ints token_ids, Ints2 positions, Ints slots, Ints cu, Ints context, Ints2 tables_, Ints logits) {
+    Step s;
+    s.num_tokens = (int)token_ids.size();
+    s.num_seqs = (int)context.size();
+    s.max_blocks = (int)tables_.shape(1);
+    s.num_logits = (int)logits.size();
+    require(s.num_tokens >= 1 && s.num_tokens <= program.max_tokens(), "a step takes 1 to max_tokens tokens");
+    require(positions.shape(0) == 3 && (int)positions.shape(1) == s.num_tokens, "positions must be [3, T]");
+    require((int)slots.size() == s.num_tokens, "slot_mapping must be [T]");
+    require((int)cu.size() == s.num_seqs + 1 && (int)tables_.shape(0) == s.num_seqs, "cu_seqlens_q must be [S + 1], block_tables [S, n]");
+    require(s.num_logits <= s.num_tokens, "more logits rows than tokens");
+    s.token_ids = token_ids.data();
+    s.positions = positions.data();
+    s.slot_mapping = slots.data();
+    s.cu_seqlens_q = cu.data();
+    s.context_lens = context.data();
+    s.block_tables = tables_.data();
+    s.logits_rows = logits.data();
+    check(s);
+    const float* out;
+    {
+      nb::gil_scoped_release release;
+      out = program.run(s);
+    }
+    const size_t dims[2] = {(size_t)s.num_logits, (size_t)program.result_width()};
+    return nb::ndarray<nb::numpy, float>((void*)out, 2, dims, nb::find(this));
+  }
+
+  nb::ndarray<nb::numpy, float> view(int i) {
+    const Buffer& b = program.buffer_at(i);
+    const size_t dims[2] = {(size_t)program.max_tokens(), (size_t)b.width};
+    const int64_t strides[2] = {b.stride, 1};
+    return nb::ndarray<nb::numpy, float>((void*)b.row(0), 2, dims, nb::find(this), strides);
+  }
+};
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.doc() = "CPU kernels of autoglm. Shapes and arithmetic: native/kernels.h and native/program.h.";
+
+  nb::class_<Runtime>(m, "Runtime", "A kernel table and a thread pool.")
+      .def(nb::new_(&make_runtime), "num_threads"_a, "isa"_a = "")
+      .def_prop_ro("isa", [](const Runtime& r) { return std::string(r.kernels->name); })
+      .def_prop_ro("num_threads", [](const Runtime& r) { return r.pool.size(); });
+
+  nb::class_<Matrix>(m, "Matrix", "A weight matrix [rows, cols] repacked for the kernels.")
+      .def_static("pack", &pack, "runtime"_a, "data"_a.noconvert(), "type_id"_a, "rows"_a, "cols"_a)
+      .def_prop_ro("rows", [](const Matrix& x) { return x.view().rows; })
+      .def_prop_ro("cols", [](const Matrix& x) { return x.view().cols; })
+      .def_prop_ro("nbytes", &Matrix::nbytes);
+
+  nb::class_<KvCache>(m, "KvCache", "The paged keys and values of all layers.")
+      .def("__init__", [](KvCache* self, int layers, int blocks, int kv_heads, int head_dim, const std::string& k, const std::string& v) {
+        require(layers >= 1 && blocks >= 1 && kv_heads >= 1 && head_dim >= 1, "KV cache sizes must be positive");
+        new (self) KvCache(layers, blocks, kv_heads, head_dim, to_kv(k), to_kv(v));
+      }, "num_layers"_a, "num_blocks"_a, "num_kv_heads"_a, "head_dim"_a, "type_k"_a, "type_v"_a)
+      .def_static("block_bytes", [](int kv_heads, int head_dim, const std::string& k, const std::string& v) {
+        return KvCache::block_bytes(kv_heads, head_dim, to_kv(k), to_kv(v));
+      }, "num_kv_heads"_a, "head_dim"_a, "type_k"_a, "type_v"_a)
+      .def_prop_ro("nbytes", &KvCache::nbytes);
+
+  nb::class_<PyProgram>(m, "Program", "A network as a list of operations over named buffers.")
+      .def(nb::init<std::shared_ptr<Runtime>, int>(), "runtime"_a, "max_tokens"_a)
+      .def("buffer", [](PyProgram& p, int width) { return p.program.buffer(width); }, "width"_a)
+      .def("activation", [](PyProgram& p, int width) { return p.program.activation(width); }, "width"_a)
+      .def("embed", [](PyProgram& p, Bytes table, int type_id, int vocab, int width, int out) {
+        const QuantType type = to_type(type_id);
+        require(vocab > 0 && width > 0 && table.size() == row_bytes(type, width) * (size_t)vocab, "embedding table size");
+        p.program.embed(type, table.data(), vocab, width, out);
+        p.tables.push_back(table);
+      }, "table"_a.noconvert(), "type_id"_a, "vocab"_a, "width"_a, "out"_a)
+      .def("norm", [](PyProgram& p, int x, int act, Floats weight, float eps, std::optional<int> branch, std::optional<Floats> post) {
+        p.program.norm(x, branch.value_or(-1), to_vector(post), to_vector(weight), eps, act);
+      }, "x"_a, "act"_a, "weight"_a.noconvert(), "eps"_a, "branch"_a = nb::none(), "post_weight"_a = nb::none())
+      .def("quantize", [](PyProgram& p, int x, int act) { p.program.quantize(x, act); }, "x"_a, "act"_a)
+      .def("linear", [](PyProgram& p, int act, std::vector<std::shared_ptr<Matrix>> matrices, int out,
+                        std::vector<std::optional<Floats>> biases, bool accumulate) {
+        std::vector<Program::Part> parts;
+        int column = 0;
+        for (size_t i = 0; i < matrices.size(); ++i) {
+          parts.push_back({matrices[i], i < biases.size() ? to_vector(biases[i]) : std::vector<float>(), column});
+          column += matrices[i]->view().rows;
+        }
+        p.program.linear(act, std::move(parts), out, accumulate);
+      }, "act"_a, "matrices"_a, "out"_a, "biases"_a = std::vector<std::optional<Floats>>(), "accumulate"_a = false)
+      .def("gated_mlp", [](PyProgram& p, int act, std::shared_ptr<Matrix> gate, std::shared_ptr<Matrix> up, int result) {
+        p.program.gated_mlp(act, gate, up, result);
+      }, "act"_a, "gate"_a, "up"_a, "result"_a)
+      .def("set_attention", [](PyProgram& p, std::shared_ptr<KvCache> cache, int num_heads, int rotary_dim, bool interleaved,
+                               std::tuple<int, int, int> sections, int head_dim, Floats inv_freq) {
+        p.program.set_attention({head_dim, rotary_dim, interleaved,
+                                 {std::get<0>(sections), std::get<1>(sections), std::get<2>(sections)},
+                                 std::vector<float>(inv_freq.data(), inv_freq.data() + inv_freq.size())}, cache, num_heads);
+      }, "cache"_a, "num_heads"_a, "rotary_dim"_a, "interleaved"_a, "sections"_a, "head_dim"_a, "inv_freq"_a.noconvert())
+      .def("rope_cache", [](PyProgram& p, int qkv, int layer) { p.program.rope_cache(qkv, layer); }, "qkv"_a, "layer"_a)
+      .def("attention", [](PyProgram& p, int qkv, int layer, int out) { p.program.attention(qkv, layer, out); }, "qkv"_a, "layer"_a, "out"_a)
+      .def("gather", [](PyProgram& p, int x, int out) { p.program.gather(x, out); }, "x"_a, "out"_a)
+      .def("result", [](PyProgram& p, int x) { p.program.result(x); }, "x"_a)
+      .def("run", &PyProgram::run, "token_ids"_a.noconvert(), "positions"_a.noconvert(), "slot_mapping"_a.noconvert(),
+           "cu_seqlens_q"_a.noconvert(), "context_lens"_a.noconvert(), "block_tables"_a.noconvert(), "logits_rows"_a.noconvert())
+      .def("view", &PyProgram::view, "buffer"_a, "The buffer as f32 [max_tokens, width], shared memory.")
+      .def_prop_ro("nbytes", [](const PyProgram& p) { return p.program.nbytes(); });
+
+  m.def("matmul", &matmul, "runtime"_a, "matrix"_a, "x"_a.noconvert(), "x [T, cols] @ matrix.T with the engine's own arithmetic -> f32 [T, rows].");
+  m.def("dequantize", [](Bytes data, int type_id, int64_t num_elements) {
+    const QuantType type = to_type(type_id);
+    require(num_elements >= 0 && num_elements % block_elements(type) == 0, "num_elements is not a whole number of blocks");
+    require(data.size() == (size_t)(num_elements / block_elements(type)) * block_bytes(type), "data does not hold num_elements");
+    auto result = make_array({(size_t)num_elements});
+    dequantize(type, data.data(), (size_t)num_elements, (float*)result.data());
+    return result;
+  }, "data"_a.noconvert(), "type_id"_a, "num_elements"_a);
+  m.def("argmax", [](Runtime& rt, Floats x) { return rt.kernels->argmax(x.data(), (int)x.size()); }, "runtime"_a, "x"_a.noconvert(),
+        "Index of the largest value, the lowest among equals; -1 if there is a NaN or infinity.");
+}

@@ -1,0 +1,55 @@
+// CPU and operating-system features -> one kernel table, once.
+#include <cstring>
+
+#include "kernels.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace autoglm {
+
+namespace {
+
+#if defined(__x86_64__)
+struct Features { bool avx2 = false, avx512 = false; };
+
+uint64_t xcr0() {
+  uint32_t lo, hi;
+  asm volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
+  return ((uint64_t)hi << 32) | lo;
+}
+
+Features detect() {
+  Features f;
+  uint32_t a, b, c, d;
+  if (!__get_cpuid(1, &a, &b, &c, &d)) return f;
+  const bool osxsave = c >> 27 & 1, avx = c >> 28 & 1, fma = c >> 12 & 1, f16c = c >> 29 & 1;
+  if (!osxsave || !avx || !fma || !f16c) return f;
+  const uint64_t os = xcr0();
+  if ((os & 6) != 6) return f;  // the kernel saves YMM state
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return f;
+  f.avx2 = b >> 5 & 1;
+  const bool avx512 = (b >> 16 & 1) && (b >> 17 & 1) && (b >> 30 & 1) && (b >> 31 & 1);  // F, DQ, BW, VL
+  const bool vnni = c >> 11 & 1;
+  f.avx512 = f.avx2 && avx512 && vnni && (os & 0xe0) == 0xe0;
+  return f;
+}
+#endif
+
+}  // namespace
+
+const KernelTable* select_table(const char* force) {
+  const KernelTable *avx2 = nullptr, *avx512 = nullptr;
+#if defined(__x86_64__)
+  const Features f = detect();
+  if (f.avx2) avx2 = avx2_table();
+  if (f.avx512) avx512 = avx512_table();
+#endif
+  if (!force || !*force) return avx512 ? avx512 : avx2 ? avx2 : scalar_table();
+  if (!std::strcmp(force, "avx512")) return avx512;
+  if (!std::strcmp(force, "avx2")) return avx2;
+  return std::strcmp(force, "scalar") ? nullptr : scalar_table();
+}
+
+}  // namespace autoglm

@@ -1,0 +1,134 @@
+// The contract between the engine and the instruction-set kernels: packed layouts and one table of functions.
+//
+// Every kernel takes raw pointers, allocates nothing and throws nothing. Arrays are 64-byte aligned
+// unless said otherwise. All kernels are row-invariant: what a row yields does not depend on which
+// other rows are computed with it, so a sequence gives the same bits alone and in any batch. Within a
+// row the order of floating-point operations is fixed and uses fused multiply-add, so the AVX-512 and
+// AVX2 tables agree bit for bit too; the portable table does where the machine has a fused
+// multiply-add and otherwise rounds through double (differences of one unit in the last place).
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "quant_blocks.h"
+
+namespace autoglm {
+
+constexpr int kPanelRows = 32;   // output rows a panel holds: two vectors of 16 lanes
+constexpr int kChunk = 256;      // columns handled between two visits of the float accumulators
+constexpr int kBlocks = 8;       // 32-column blocks in a chunk
+constexpr int kKvBlock = 16;     // tokens a KV block holds: one vector of keys
+
+// A weight matrix [rows, cols] repacked for streaming.
+//
+// A panel is 32 output rows; inside it chunks of 256 columns follow each other, each with its scales
+// in front of its quants, so that one product reads a panel front to back once. Quants are stored as
+// "vectors" of 64 bytes = 16 rows x 4 consecutive columns (a quad), in unsigned form, the low nibbles
+// apart from the high bits exactly as the GGUF block pairs them: repacking moves 4-byte quads and
+// never changes a bit. Rows past the end are zero.
+struct PackedMatrix {
+  QuantType type;
+  int rows, cols;
+  int panels;          // ceil(rows / 32)
+  int chunks;          // ceil(cols / 256)
+  size_t panel_bytes;
+  const uint8_t* data; // [panels][panel_bytes]
+};
+
+// Which quantized form of an activation row a weight type multiplies with.
+enum class ActKind { K256, B32, Float };
+
+// Per row and chunk of an activation quantized with one scale per 256 (for Q4_K, Q5_K, Q6_K).
+struct ActMetaK {
+  float scale;
+  int16_t sum32[8];    // sum of q over each 32 columns: multiplies the block minimums
+  int32_t neg_sum16[16];  // minus the sum over each 16 columns: removes Q6_K's offset of 32
+  int32_t pad[3];
+};
+// The same with one scale per 32 (for Q4_0, Q4_1, Q5_0, Q5_1, Q8_0).
+struct ActMetaB {
+  float scale[8];
+  float scaled_sum[8];   // scale * sum of q: multiplies the minimums of Q4_1 and Q5_1
+  int32_t neg_sum[8];    // minus the sum of q: removes the offsets 8, 16 and 128
+};
+static_assert(sizeof(ActMetaK) == 96 && sizeof(ActMetaB) == 96, "activation meta");
+
+// Activations of a step, all rows; chunk-major, so that a chunk's rows lie together.
+struct ActView {
+  int width, stride;       // columns; floats between rows of f32 (a multiple of 16)
+  int capacity;            // rows allocated per chunk
+  int8_t* qk;              // [chunks][capacity][256] or null
+  ActMetaK* meta_k;        // [chunks][capacity]
+  int8_t* qb;              // [chunks][capacity][256] or null
+  ActMetaB* meta_b;        // [chunks][capacity]
+  float* f32;              // [capacity][stride] or null
+};
+
+enum class KvType { F16, Q8 };
+
+// One layer's paged cache. Keys lie transposed ([dim][16 keys]) so that a vector holds 16 keys.
+//   k  [num_blocks][num_kv_heads][k_bytes]: f16 [head_dim][16], or int8 [head_dim][16] + f32 scales [groups][16]
+//   v  [num_blocks][num_kv_heads][v_bytes]: f16 [16][head_dim], or int8 [16][head_dim] + f32 scales [16][groups]
+// A group is 32 dims (or head_dim, if that is less). head_dim_pad is head_dim rounded up to 16.
+struct KvLayer {
+  uint8_t *k, *v;
+  KvType k_type, v_type;
+  int num_kv_heads, head_dim, head_dim_pad, groups;
+  size_t k_bytes, v_bytes;   // per block and head
+};
+
+// One piece of attention: `rows` query rows that share one KV head.
+struct AttnTile {
+  const float* const* q;     // [rows] pointers to queries [head_dim_pad], scaled by 1/sqrt(head_dim)
+  float* const* out;         // [rows] pointers to outputs [head_dim_pad]
+  const int32_t* limit;      // [rows] how many keys each row may see, 1 or more
+  int rows;                  // at most kAttnRows
+  const int32_t* block_table;
+  int kv_head;
+};
+constexpr int kAttnRows = 64;
+constexpr int kMaxHeadDim = 256;
+
+struct KernelTable {
+  const char* name;
+
+  // c[t][r] = sum over columns of W[panel * 32 + r] * x[row_begin + t], f32 [num_rows][32].
+  // Integer dots are exact; float steps per chunk as the formats intend. scratch: kGemmScratch bytes.
+  void (*gemm_panel)(const PackedMatrix& w, int panel, const ActView& x, int row_begin, int num_rows, float* c,
+                     uint8_t* scratch);
+
+  // Quantize columns [256 * chunk, 256 * chunk + 256) of one row into the forms for which `out` has arrays.
+  // src points at the chunk's first column and may lie in out.f32 itself.
+  void (*quantize_chunk)(const float* src, int chunk, const ActView& out, int row);
+
+  // dst = src / sqrt(mean(src^2) + eps) * weight. In place allowed. n need not be a multiple of 16.
+  void (*rms_norm)(const float* src, const float* weight, float eps, int n, float* dst);
+  // dst += src
+  void (*add)(float* dst, const float* src, int n);
+  // dst = silu(gate) * up; all [n], n a multiple of 16
+  void (*silu_mul)(const float* gate, const float* up, int n, float* dst);
+
+  // Write one head's key and value of one token into a cache slot (rounding to the cache's type).
+  void (*kv_write)(const KvLayer& layer, int block, int offset, int kv_head, const float* key, const float* value);
+  // Softmax attention over the paged cache, keys visited in blocks of 16 from the first on.
+  // scratch: kAttnScratch bytes.
+  void (*attention)(const KvLayer& layer, const AttnTile& tile, uint8_t* scratch);
+
+  // Index of the largest of n floats, the lowest index among equals; -1 if a NaN is among them.
+  int (*argmax)(const float* x, int n);
+};
+
+constexpr size_t kGemmScratch = 8192 + 2048 + 2048 + 512;
+// K and V block as floats, then per row: accumulator, running maximum and sum (16 lanes).
+constexpr size_t kAttnScratch =
+    sizeof(float) * (2 * 16 * kMaxHeadDim + kAttnRows * (kMaxHeadDim + 16 + 16 + 16));
+
+const KernelTable* scalar_table();
+const KernelTable* avx2_table();     // null where not built
+const KernelTable* avx512_table();   // null where not built
+
+// Picks the best table that CPU and operating system support. `force` is "", "scalar", "avx2" or
+// "avx512"; returns null if the forced one cannot run here.
+const KernelTable* select_table(const char* force);
+
+}  // namespace autoglm

@@ -1,0 +1,481 @@
+// The operations and the loop that runs them.
+#include "program.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+
+namespace autoglm {
+
+namespace {
+
+// Rows handled per visit of a weight panel: activations of a chunk and the panel's accumulators stay in L2.
+constexpr int kRowBlock = 512;
+
+int round_up(int n, int to) { return (n + to - 1) / to * to; }
+
+void require(bool condition, const std::string& message) {
+  if (!condition) throw std::invalid_argument(message);
+}
+
+std::string shape(const char* what, int got, int expected) {
+  return std::string(what) + ": got " + std::to_string(got) + ", expected " + std::to_string(expected);
+}
+
+}  // namespace
+
+void Activation::need(ActKind kind) {
+  const size_t cells = (size_t)chunks() * (size_t)capacity;
+  if (kind == ActKind::K256 && !qk.data()) {
+    require(width % 256 == 0, "K-quant weights need a multiple of 256 columns");
+    qk = Pages(cells * kChunk);
+    meta_k = Pages(cells * sizeof(ActMetaK));
+  } else if (kind == ActKind::B32 && !qb.data()) {
+    require(width % 32 == 0, "quantized weights need a multiple of 32 columns");
+    qb = Pages(cells * kChunk);
+    meta_b = Pages(cells * sizeof(ActMetaB));
+  } else if (kind == ActKind::Float && !f32.data()) {
+    f32 = Pages((size_t)capacity * (size_t)round_up(width, 16) * sizeof(float));
+  }
+}
+
+ActView Activation::view() const {
+  return {width, round_up(width, 16), capacity, (int8_t*)qk.data(), (ActMetaK*)meta_k.data(), (int8_t*)qb.data(),
+          (ActMetaB*)meta_b.data(), (float*)f32.data()};
+}
+
+size_t KvCache::block_bytes(int kv_heads, int head_dim, KvType k, KvType v) {
+  const int groups = (head_dim + 31) / 32;
+  const auto one = [&](KvType t) {
+    const size_t cells = (size_t)head_dim * kKvBlock;
+    return t == KvType::F16 ? 2 * cells : cells + sizeof(float) * (size_t)groups * kKvBlock;
+  };
+  return (size_t)kv_heads * (one(k) + one(v));
+}
+
+KvCache::KvCache(int num_layers, int num_blocks, int kv_heads, int head_dim, KvType k, KvType v)
+    : num_blocks_(num_blocks) {
+  require(head_dim % 16 == 0 && head_dim <= kMaxHeadDim, "head_dim must be a multiple of 16, at most 256");
+  const size_t per_layer = block_bytes(kv_heads, head_dim, k, v) * (size_t)num_blocks;
+  pages_ = Pages(per_layer * (size_t)num_layers);
+  const size_t k_bytes = block_bytes(1, head_dim, k, v), both = k_bytes;
+  const size_t v_only = block_bytes(1, head_dim, v, v) / 2, k_only = both - v_only;
+  for (int i = 0; i < num_layers; ++i) {
+    uint8_t* base = pages_.data() + (size_t)i * per_layer;
+    layers_.push_back({base, base + (size_t)num_blocks * (size_t)kv_heads * k_only, k, v, kv_heads, head_dim, head_dim,
+                       (head_dim + 31) / 32, k_only, v_only});
+  }
+}
+
+struct Program::Op {
+  bool logits = false;  // rows are Step::logits_rows, not all tokens
+  virtual ~Op() = default;
+  virtual void run(Program& p, const Step& step, int rows) = 0;
+};
+
+struct Program::Embed : Op {
+  QuantType type;
+  const uint8_t* table;
+  size_t row_size;
+  int width;
+  Buffer* out;
+  void run(Program& p, const Step& step, int rows) override {
+    p.pool_.parallel_for(rows, [&](int r, int) {
+      dequantize(type, table + (size_t)step.token_ids[r] * row_size, (size_t)width, out->row(r));
+    });
+  }
+};
+
+struct Program::Norm : Op {
+  Buffer *x, *branch;
+  std::vector<float> post_weight, weight;
+  float eps;
+  Activation* act;
+  void run(Program& p, const Step&, int rows) override {
+    const ActView out = act->view();
+    p.pool_.parallel_for(rows, [&](int r, int thread) {
+      float *row = x->row(r), *normed = (float*)p.scratch(thread);
+      if (branch) {
+        float* b = branch->row(r);
+        if (!post_weight.empty()) p.kernels_.rms_norm(b, post_weight.data(), eps, x->width, b);
+        p.kernels_.add(row, b, x->width);
+      }
+      p.kernels_.rms_norm(row, weight.data(), eps, x->width, normed);
+      for (int c = 0; c < act->chunks(); ++c) p.kernels_.quantize_chunk(normed + c * kChunk, c, out, r);
+    });
+  }
+};
+
+struct Program::Quantize : Op {
+  Buffer* x;
+  Activation* act;
+  void run(Program& p, const Step&, int rows) override {
+    const ActView out = act->view();
+    p.pool_.parallel_for(rows, [&](int r, int) {
+      for (int c = 0; c < act->chunks(); ++c) p.kernels_.quantize_chunk(x->row(r) + c * kChunk, c, out, r);
+    });
+  }
+};
+
+struct Program::Linear : Op {
+  Activation* act;
+  std::vector<Part> parts;
+  std::vector<int> first_panel;
+  int panels = 0;
+  Buffer* out;
+  bool accumulate;
+
+  void store(const Part& part, int panel, int row_begin, int rows, const float* c) const {
+    const int r0 = panel * kPanelRows, n = std::min(kPanelRows, part.matrix->view().rows - r0);
+    const float* bias = part.bias.empty() ? nullptr : part.bias.data() + r0;
+    for (int t = 0; t < rows; ++t) {
+      const float* src = c + t * kPanelRows;
+      float* dst = out->row(row_begin + t) + part.column + r0;
+      if (accumulate) {
+        for (int i = 0; i < n; ++i) dst[i] += src[i];
+      } else if (bias) {
+        for (int i = 0; i < n; ++i) dst[i] = src[i] + bias[i];
+      } else {
+        std::memcpy(dst, src, sizeof(float) * (size_t)n);
+      }
+    }
+  }
+
+  void run(Program& p, const Step&, int rows) override {
+    const ActView in = act->view();
+    for (int begin = 0; begin < rows; begin += kRowBlock) {
+      const int n = std::min(kRowBlock, rows - begin);
+      p.pool_.parallel_for(panels, [&](int i, int thread) {
+        size_t part = 0;
+        while (part + 1 < parts.size() && i >= first_panel[part + 1]) ++part;
+        uint8_t* scratch = p.scratch(thread);
+        float* c = (float*)(scratch + kGemmScratch);
+        p.kernels_.gemm_panel(parts[part].matrix->view(), i - first_panel[part], in, begin, n, c, scratch);
+        store(parts[part], i - first_panel[part], begin, n, c);
+      });
+    }
+  }
+};
+
+struct Program::GatedMlp : Op {
+  Activation *act, *result;
+  std::shared_ptr<Matrix> gate, up;
+  // One item is 256 columns of the hidden layer: the span one activation scale covers.
+  void run(Program& p, const Step&, int rows) override {
+    const ActView in = act->view(), out = result->view();
+    const int width = gate->view().rows, per_chunk = kChunk / kPanelRows;
+    for (int begin = 0; begin < rows; begin += kRowBlock) {
+      const int n = std::min(kRowBlock, rows - begin);
+      p.pool_.parallel_for(result->chunks(), [&](int chunk, int thread) {
+        uint8_t* scratch = p.scratch(thread);
+        float *g = (float*)(scratch + kGemmScratch), *u = g + n * kPanelRows, *h = u + n * kPanelRows;
+        const int last = std::min(gate->view().panels, (chunk + 1) * per_chunk);
+        for (int panel = chunk * per_chunk; panel < last; ++panel) {
+          p.kernels_.gemm_panel(gate->view(), panel, in, begin, n, g, scratch);
+          p.kernels_.gemm_panel(up->view(), panel, in, begin, n, u, scratch);
+          for (int t = 0; t < n; ++t)
+            p.kernels_.silu_mul(g + t * kPanelRows, u + t * kPanelRows, kPanelRows,
+                                h + t * kChunk + (panel % per_chunk) * kPanelRows);
+        }
+        (void)width;
+        for (int t = 0; t < n; ++t) p.kernels_.quantize_chunk(h + t * kChunk, chunk, out, begin + t);
+      });
+    }
+  }
+};
+
+struct Program::RopeCache : Op {
+  Buffer* qkv;
+  int layer;
+
+  static void rotate(const RopeConfig& rope, const float* cs, float* x) {
+    const int half = rope.rotary_dim / 2;
+    for (int j = 0; j < half; ++j) {
+      float& a = x[rope.interleaved ? 2 * j : j];
+      float& b = x[rope.interleaved ? 2 * j + 1 : j + half];
+      const float c = cs[2 * j], s = cs[2 * j + 1], x0 = a, x1 = b;
+      a = x0 * c - x1 * s;
+      b = x1 * c + x0 * s;
+    }
+  }
+
+  void run(Program& p, const Step& step, int rows) override {
+    const KvLayer& kv = p.cache_->layer(layer);
+    const int d = p.rope_.head_dim;
+    const float scale = 1.0f / std::sqrt((float)d);
+    p.pool_.parallel_for(rows, [&](int r, int) {
+      const float* cs = step.rope.data() + (size_t)r * (size_t)p.rope_.rotary_dim;
+      float* q = qkv->row(r);
+      for (int h = 0; h < p.num_heads_; ++h, q += d) {
+        rotate(p.rope_, cs, q);
+        for (int i = 0; i < d; ++i) q[i] *= scale;
+      }
+      const int slot = step.slot_mapping[r];
+      for (int h = 0; h < kv.num_kv_heads; ++h) {
+        float *k = q + h * d, *v = q + (kv.num_kv_heads + h) * d;
+        rotate(p.rope_, cs, k);
+        p.kernels_.kv_write(kv, slot / kKvBlock, slot % kKvBlock, h, k, v);
+      }
+    });
+  }
+};
+
+struct Program::Attend : Op {
+  Buffer *qkv, *out;
+  int layer;
+  void run(Program& p, const Step& step, int) override {
+    const int d = p.rope_.head_dim;
+    p.pool_.parallel_for((int)step.attention.size(), [&](int i, int thread) {
+      const Step::AttnItem& item = step.attention[(size_t)i];
+      const float* q[kAttnRows];
+      float* o[kAttnRows];
+      int32_t limit[kAttnRows];
+      int rows = 0;
+      // Row t of a sequence sits at position context_len - (tokens after it) - 1.
+      const int end = step.cu_seqlens_q[item.seq + 1], context = step.context_lens[item.seq];
+      for (int t = item.token_begin; t < item.token_end; ++t)
+        for (int h = item.head_begin; h < item.head_end; ++h, ++rows) {
+          q[rows] = qkv->row(t) + h * d;
+          o[rows] = out->row(t) + h * d;
+          limit[rows] = context - (end - 1 - t);
+        }
+      p.kernels_.attention(p.cache_->layer(layer),
+                           {q, o, limit, rows, step.block_tables + (size_t)item.seq * (size_t)step.max_blocks, item.kv_head},
+                           p.scratch(thread));
+    });
+  }
+};
+
+struct Program::Gather : Op {
+  Buffer *x, *out;
+  void run(Program& p, const Step& step, int rows) override {
+    p.pool_.parallel_for(rows, [&](int r, int) {
+      std::memcpy(out->row(r), x->row(step.logits_rows[r]), sizeof(float) * (size_t)x->width);
+    });
+  }
+};
+
+Program::Program(const KernelTable& kernels, ThreadPool& pool, int max_tokens)
+    : kernels_(kernels), pool_(pool), max_tokens_(max_tokens) {
+  require(max_tokens >= 1 && max_tokens <= 65536, "max_tokens must be 1 to 65536");
+}
+
+Program::~Program() = default;
+
+Buffer& Program::at(int i) {
+  require(i >= 0 && i < (int)buffers_.size(), "no such buffer");
+  return *buffers_[(size_t)i];
+}
+
+Activation& Program::act(int i) {
+  require(i >= 0 && i < (int)activations_.size(), "no such activation");
+  return *activations_[(size_t)i];
+}
+
+int Program::buffer(int width) {
+  require(width > 0, "a buffer needs a width");
+  auto b = std::make_unique<Buffer>();
+  b->width = width;
+  b->stride = round_up(width, 16);
+  b->pages = Pages((size_t)max_tokens_ * (size_t)b->stride * sizeof(float));
+  buffers_.push_back(std::move(b));
+  return (int)buffers_.size() - 1;
+}
+
+int Program::activation(int width) {
+  require(width > 0, "an activation needs a width");
+  auto a = std::make_unique<Activation>();
+  a->width = width;
+  a->capacity = max_tokens_;
+  activations_.push_back(std::move(a));
+  return (int)activations_.size() - 1;
+}
+
+void Program::embed(QuantType type, const uint8_t* table, int vocab, int width, int out) {
+  auto op = std::make_unique<Embed>();
+  require(at(out).width == width, shape("embedding width", width, at(out).width));
+  op->type = type;
+  op->table = table;
+  op->row_size = row_bytes(type, width);
+  op->width = width;
+  op->out = &at(out);
+  vocab_ = vocab;
+  ops_.push_back(std::move(op));
+}
+
+void Program::norm(int x, int branch, std::vector<float> post_weight, std::vector<float> weight, float eps, int a) {
+  auto op = std::make_unique<Norm>();
+  op->x = &at(x);
+  op->branch = branch < 0 ? nullptr : &at(branch);
+  const int width = op->x->width;
+  require((int)weight.size() == width, shape("norm weight", (int)weight.size(), width));
+  require(post_weight.empty() || (int)post_weight.size() == width, shape("post norm weight", (int)post_weight.size(), width));
+  require(!op->branch || op->branch->width == width, "norm: branch width differs from x");
+  require(act(a).width == width, shape("activation width", act(a).width, width));
+  op->post_weight = std::move(post_weight);
+  op->weight = std::move(weight);
+  op->eps = eps;
+  op->act = &act(a);
+  op->logits = gathered_;
+  ops_.push_back(std::move(op));
+}
+
+void Program::quantize(int x, int a) {
+  auto op = std::make_unique<Quantize>();
+  require(at(x).width == act(a).width, shape("activation width", act(a).width, at(x).width));
+  op->x = &at(x);
+  op->act = &act(a);
+  op->logits = gathered_;
+  ops_.push_back(std::move(op));
+}
+
+void Program::linear(int a, std::vector<Part> parts, int out, bool accumulate) {
+  auto op = std::make_unique<Linear>();
+  op->act = &act(a);
+  op->out = &at(out);
+  for (const Part& part : parts) {
+    const PackedMatrix& m = part.matrix->view();
+    require(m.cols == op->act->width, shape("matrix columns", m.cols, op->act->width));
+    require(part.column >= 0 && part.column + m.rows <= op->out->width, "matrix rows do not fit the output buffer");
+    require(part.bias.empty() || (int)part.bias.size() == m.rows, shape("bias", (int)part.bias.size(), m.rows));
+    require(!accumulate || part.bias.empty(), "accumulate takes no bias");
+    op->act->need(activation_kind(m.type));
+    op->first_panel.push_back(op->panels);
+    op->panels += m.panels;
+  }
+  op->parts = std::move(parts);
+  op->accumulate = accumulate;
+  op->logits = gathered_;
+  ops_.push_back(std::move(op));
+}
+
+void Program::gated_mlp(int a, std::shared_ptr<Matrix> gate, std::shared_ptr<Matrix> up, int result) {
+  auto op = std::make_unique<GatedMlp>();
+  op->act = &act(a);
+  op->result = &act(result);
+  for (const auto& m : {gate, up}) {
+    require(m->view().cols == op->act->width, shape("matrix columns", m->view().cols, op->act->width));
+    require(m->view().rows == op->result->width, shape("matrix rows", m->view().rows, op->result->width));
+    op->act->need(activation_kind(m->view().type));
+  }
+  op->gate = std::move(gate);
+  op->up = std::move(up);
+  op->logits = gathered_;
+  ops_.push_back(std::move(op));
+}
+
+void Program::set_attention(RopeConfig rope, std::shared_ptr<KvCache> cache, int num_heads) {
+  require(rope.rotary_dim > 0 && rope.rotary_dim <= rope.head_dim && rope.rotary_dim % 2 == 0, "rotary_dim");
+  require((int)rope.inv_freq.size() == rope.rotary_dim / 2, shape("inv_freq", (int)rope.inv_freq.size(), rope.rotary_dim / 2));
+  require(rope.sections[0] + rope.sections[1] + rope.sections[2] == rope.rotary_dim / 2, "rope sections do not sum up");
+  require(cache->head_dim() == rope.head_dim, "the cache has another head_dim");
+  require(num_heads > 0 && num_heads % cache->num_kv_heads() == 0, "query heads are no multiple of KV heads");
+  rope_ = std::move(rope);
+  cache_ = std::move(cache);
+  num_heads_ = num_heads;
+}
+
+void Program::rope_cache(int qkv, int layer) {
+  auto op = std::make_unique<RopeCache>();
+  require(cache_ && layer >= 0 && layer < cache_->num_layers(), "no such layer in the cache");
+  const int width = (num_heads_ + 2 * cache_->num_kv_heads()) * rope_.head_dim;
+  require(at(qkv).width == width, shape("qkv width", at(qkv).width, width));
+  op->qkv = &at(qkv);
+  op->layer = layer;
+  ops_.push_back(std::move(op));
+}
+
+void Program::attention(int qkv, int layer, int out) {
+  auto op = std::make_unique<Attend>();
+  require(cache_ && layer >= 0 && layer < cache_->num_layers(), "no such layer in the cache");
+  require(at(out).width == num_heads_ * rope_.head_dim, shape("attention output", at(out).width, num_heads_ * rope_.head_dim));
+  op->qkv = &at(qkv);
+  op->out = &at(out);
+  op->layer = layer;
+  ops_.push_back(std::move(op));
+}
+
+void Program::gather(int x, int out) {
+  auto op = std::make_unique<Gather>();
+  require(at(x).width == at(out).width, shape("gather", at(out).width, at(x).width));
+  op->x = &at(x);
+  op->out = &at(out);
+  gathered_ = op->logits = true;
+  ops_.push_back(std::move(op));
+}
+
+void Program::result(int x) {
+  at(x);
+  result_ = x;
+}
+
+int Program::result_width() const { return result_ < 0 ? 0 : buffers_[(size_t)result_]->stride; }
+
+size_t Program::nbytes() const {
+  size_t n = scratch_.size();
+  for (const auto& b : buffers_) n += b->pages.size();
+  for (const auto& a : activations_)
+    n += a->qk.size() + a->meta_k.size() + a->qb.size() + a->meta_b.size() + a->f32.size();
+  return n;
+}
+
+void Program::plan_rope(Step& step) const {
+  const int half = rope_.rotary_dim / 2, T = step.num_tokens;
+  step.rope.resize((size_t)T * (size_t)half * 2);
+  pool_.parallel_for(T, [&](int t, int) {
+    float* cs = step.rope.data() + (size_t)t * (size_t)half * 2;
+    for (int j = 0; j < half; ++j) {
+      const int axis = j < rope_.sections[0] ? 0 : j < rope_.sections[0] + rope_.sections[1] ? 1 : 2;
+      const float angle = (float)step.positions[axis * T + t] * rope_.inv_freq[(size_t)j];
+      cs[2 * j] = std::cos(angle);
+      cs[2 * j + 1] = std::sin(angle);
+    }
+  });
+}
+
+void Program::plan_attention(Step& step) const {
+  const int groups = num_heads_ / cache_->num_kv_heads();
+  // Enough pieces for every thread: a decode step of one sequence may have only two KV heads.
+  const int tasks = step.num_tokens * cache_->num_kv_heads(), want = 2 * pool_.size();
+  int heads = std::min(groups, kAttnRows);
+  if (tasks < want && pool_.size() > cache_->num_kv_heads()) heads = std::max(1, std::min(heads, groups * tasks / want));
+  const int tokens = std::max(1, kAttnRows / heads);
+  step.attention.clear();
+  for (int s = 0; s < step.num_seqs; ++s)
+    for (int t = step.cu_seqlens_q[s]; t < step.cu_seqlens_q[s + 1]; t += tokens)
+      for (int kv = 0; kv < cache_->num_kv_heads(); ++kv)
+        for (int h = 0; h < groups; h += heads)
+          step.attention.push_back({s, kv, t, std::min(t + tokens, step.cu_seqlens_q[s + 1]), kv * groups + h,
+                                    kv * groups + std::min(h + heads, groups)});
+  std::stable_sort(step.attention.begin(), step.attention.end(), [&](const Step::AttnItem& a, const Step::AttnItem& b) {
+    const auto keys = [&](const Step::AttnItem& i) {
+      return step.context_lens[i.seq] - (step.cu_seqlens_q[i.seq + 1] - i.token_end);
+    };
+    return keys(a) > keys(b);
+  });
+}
+
+const float* Program::run(Step& step) {
+  require(result_ >= 0, "the program has no result");
+  if (!scratch_.data()) {
+    int widest = 0;
+    for (const auto& b : buffers_) widest = std::max(widest, b->stride);
+    const size_t rows = (size_t)std::min(max_tokens_, kRowBlock);
+    const size_t gemm = kGemmScratch + rows * (2 * kPanelRows + kChunk) * sizeof(float);
+    const size_t norm = (size_t)round_up(widest, kChunk) * sizeof(float);
+    scratch_bytes_ = (std::max({gemm, norm, kAttnScratch}) + 4095) / 4096 * 4096;
+    scratch_ = Pages(scratch_bytes_ * (size_t)pool_.size());
+  }
+  if (cache_) {
+    plan_rope(step);
+    plan_attention(step);
+  }
+  for (const auto& op : ops_) {
+    const int rows = op->logits ? step.num_logits : step.num_tokens;
+    if (rows) op->run(*this, step, rows);
+  }
+  return buffers_[(size_t)result_]->row(0);
+}
+
+}  // namespace autoglm

@@ -1,0 +1,130 @@
+// A network as a list of operations over named buffers, built once and run with one call a step.
+//
+// Python composes it (model/text.py reads like the paper); running it touches no Python. Each
+// operation is one or two parallel loops; a buffer holds one row per token of the step.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "memory.h"
+#include "thread_pool.h"
+#include "weights.h"
+
+namespace autoglm {
+
+struct Buffer {  // f32 [capacity][stride], zero-initialized
+  int width, stride;
+  Pages pages;
+  float* row(int r) const { return (float*)pages.data() + (size_t)r * stride; }
+};
+
+// A quantized (or float) activation; the forms it needs follow from the weights that read it.
+struct Activation {
+  int width, capacity;
+  Pages qk, meta_k, qb, meta_b, f32;
+  void need(ActKind kind);
+  ActView view() const;
+  int chunks() const { return (width + kChunk - 1) / kChunk; }
+};
+
+struct RopeConfig {
+  int head_dim, rotary_dim;
+  bool interleaved;         // pair j is dims (2j, 2j + 1), else (j, j + rotary_dim / 2)
+  int sections[3];          // pairs per axis t, h, w; {rotary_dim / 2, 0, 0} for plain rotation
+  std::vector<float> inv_freq;  // [rotary_dim / 2]
+};
+
+// The paged cache of all layers.
+class KvCache {
+ public:
+  KvCache(int num_layers, int num_blocks, int num_kv_heads, int head_dim, KvType k, KvType v);
+  const KvLayer& layer(int i) const { return layers_[(size_t)i]; }
+  int num_layers() const { return (int)layers_.size(); }
+  int num_blocks() const { return num_blocks_; }
+  int num_kv_heads() const { return layers_[0].num_kv_heads; }
+  int head_dim() const { return layers_[0].head_dim; }
+  size_t nbytes() const { return pages_.size(); }
+  static size_t block_bytes(int num_kv_heads, int head_dim, KvType k, KvType v);  // one layer, one block
+
+ private:
+  int num_blocks_;
+  Pages pages_;
+  std::vector<KvLayer> layers_;
+};
+
+// What one step works on. All arrays are read only; see engine/batch.py.
+struct Step {
+  int num_tokens = 0, num_seqs = 0, max_blocks = 0, num_logits = 0;
+  const int32_t *token_ids, *positions;   // [T], [3][T]
+  const int32_t *slot_mapping;            // [T]
+  const int32_t *cu_seqlens_q;            // [S + 1]
+  const int32_t *context_lens;            // [S]
+  const int32_t *block_tables;            // [S][max_blocks]
+  const int32_t *logits_rows;             // [L]
+
+  struct AttnItem { int seq, kv_head, token_begin, token_end, head_begin, head_end; };
+  std::vector<AttnItem> attention;        // longest first
+  std::vector<float> rope;                // [T][rotary_dim / 2][cos, sin]
+};
+
+class Program {
+ public:
+  Program(const KernelTable& kernels, ThreadPool& pool, int max_tokens);
+  ~Program();
+
+  // Every builder returns an index or nothing and throws std::invalid_argument on a shape mismatch.
+  int buffer(int width);
+  int activation(int width);
+  void embed(QuantType type, const uint8_t* table, int vocab, int width, int out);
+  // x += branch (normed by post_weight, if given); act = quantize(rms_norm(x, weight)). branch may be -1.
+  void norm(int x, int branch, std::vector<float> post_weight, std::vector<float> weight, float eps, int act);
+  void quantize(int x, int act);
+  // out[:, column .. column + rows) = W act (+ bias), or += with accumulate. Several matrices share one loop.
+  struct Part { std::shared_ptr<Matrix> matrix; std::vector<float> bias; int column; };
+  void linear(int act, std::vector<Part> parts, int out, bool accumulate);
+  // result = quantize(silu(gate act) * (up act)), never leaving the cache in float
+  void gated_mlp(int act, std::shared_ptr<Matrix> gate, std::shared_ptr<Matrix> up, int result);
+  void set_attention(RopeConfig rope, std::shared_ptr<KvCache> cache, int num_heads);
+  // Rotate q and k of the fused rows [q | k | v], scale q, write k and v into the cache of `layer`.
+  void rope_cache(int qkv, int layer);
+  void attention(int qkv, int layer, int out);
+  // From here on rows are those of Step::logits_rows.
+  void gather(int x, int out);
+  // The rows of buffer x are the step's result.
+  void result(int x);
+
+  // Returns the result rows; valid until the next run. Inputs must have been checked.
+  const float* run(Step& step);
+  int max_tokens() const { return max_tokens_; }
+  int result_width() const;
+  int vocab() const { return vocab_; }
+  const KvCache* cache() const { return cache_.get(); }
+  const Buffer& buffer_at(int i) const { return *buffers_.at((size_t)i); }
+  size_t nbytes() const;
+
+ private:
+  struct Op;
+  struct Embed; struct Norm; struct Quantize; struct Linear; struct GatedMlp; struct RopeCache; struct Attend; struct Gather;
+  Buffer& at(int i);
+  Activation& act(int i);
+  uint8_t* scratch(int thread) { return scratch_.data() + (size_t)thread * scratch_bytes_; }
+  void plan_attention(Step& step) const;
+  void plan_rope(Step& step) const;
+
+  const KernelTable& kernels_;
+  ThreadPool& pool_;
+  int max_tokens_, vocab_ = 0, num_heads_ = 0, result_ = -1;
+  bool gathered_ = false;
+  size_t scratch_bytes_ = 0;
+  Pages scratch_;
+  RopeConfig rope_{};
+  std::shared_ptr<KvCache> cache_;
+  std::vector<std::unique_ptr<Buffer>> buffers_;
+  std::vector<std::unique_ptr<Activation>> activations_;
+  std::vector<std::unique_ptr<Op>> ops_;
+};
+
+}  // namespace autoglm

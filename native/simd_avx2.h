@@ -1,0 +1,127 @@
+// Sixteen lanes on AVX2 + FMA + F16C: the vocabulary that kernels_impl.h is written in.
+#include <immintrin.h>
+
+namespace {
+
+struct vf { __m256 a, b; };   // 16 floats
+struct vi { __m256i a, b; };  // 16 int32
+struct vb { __m256i a, b; };  // 64 bytes
+
+constexpr int kTileT = 3;     // 6 int + 6 float accumulators + 2 weights + 1 broadcast + ones = 16 registers
+constexpr int kTileR = 1;
+constexpr bool kQ8Unsigned = false;  // vpmaddubsw would saturate on 255 * 127 * 2: keep the sign instead
+constexpr const char* kIsaName = "avx2";
+
+inline vf vf_zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+inline vf vf_set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+inline vf vf_load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+inline void vf_store(float* p, vf x) { _mm256_storeu_ps(p, x.a); _mm256_storeu_ps(p + 8, x.b); }
+inline vf vf_add(vf x, vf y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+inline vf vf_sub(vf x, vf y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
+inline vf vf_mul(vf x, vf y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+inline vf vf_div(vf x, vf y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
+inline vf vf_fma(vf x, vf y, vf z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
+inline vf vf_max(vf x, vf y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+inline vf vf_min(vf x, vf y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+inline vf vf_abs(vf x) {
+  const __m256 m = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+  return {_mm256_and_ps(x.a, m), _mm256_and_ps(x.b, m)};
+}
+inline vf vf_load_f16(const uint16_t* p) {
+  return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 8)))};
+}
+inline void vf_store_f16(uint16_t* p, vf x) {
+  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128((__m128i*)(p + 8), _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT));
+}
+inline __m256 bf16_to_ps(__m128i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)); }
+inline vf vf_load_bf16(const uint16_t* p) {
+  return {bf16_to_ps(_mm_loadu_si128((const __m128i*)p)), bf16_to_ps(_mm_loadu_si128((const __m128i*)(p + 8)))};
+}
+inline vf vf_from_int(vi x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+inline vf vf_load_u8(const uint8_t* p) {
+  return vf_from_int({_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)),
+                      _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(p + 8)))});
+}
+inline vf vf_load_i8(const int8_t* p) {
+  return vf_from_int({_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)),
+                      _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(p + 8)))});
+}
+inline vi vi_round(vf x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
+inline __m256 pow2(__m256i n) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
+}
+inline vf vf_scale2(vf x, vi n) { return {_mm256_mul_ps(x.a, pow2(n.a)), _mm256_mul_ps(x.b, pow2(n.b))}; }
+inline vi vi_zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+inline void vi_store_i8(int8_t* p, vi x) {
+  const __m128i a = _mm_packs_epi32(_mm256_castsi256_si128(x.a), _mm256_extracti128_si256(x.a, 1));
+  const __m128i b = _mm_packs_epi32(_mm256_castsi256_si128(x.b), _mm256_extracti128_si256(x.b, 1));
+  _mm_storeu_si128((__m128i*)p, _mm_packs_epi16(a, b));
+}
+inline int vi_sum(vi x) {
+  const __m256i s = _mm256_add_epi32(x.a, x.b);
+  __m128i y = _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
+  y = _mm_add_epi32(y, _mm_shuffle_epi32(y, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(y, _mm_shuffle_epi32(y, 0xb1)));
+}
+template <int Log2>
+inline vi vi_offset(const int32_t* neg_sum) {
+  const __m256i x = _mm256_slli_epi32(_mm256_set1_epi32(*neg_sum), Log2);
+  return {x, x};
+}
+
+inline vb vb_load(const uint8_t* p) {
+  return {_mm256_load_si256((const __m256i*)p), _mm256_load_si256((const __m256i*)(p + 32))};
+}
+inline void vb_store(uint8_t* p, vb x) {
+  _mm256_store_si256((__m256i*)p, x.a);
+  _mm256_store_si256((__m256i*)(p + 32), x.b);
+}
+inline vb vb_set1(uint8_t x) { return {_mm256_set1_epi8((char)x), _mm256_set1_epi8((char)x)}; }
+inline vb vb_and(vb x, vb y) { return {_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)}; }
+inline vb vb_or(vb x, vb y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
+inline vb vb_xor(vb x, vb y) { return {_mm256_xor_si256(x.a, y.a), _mm256_xor_si256(x.b, y.b)}; }
+template <int N> inline vb vb_shr(vb x) { return {_mm256_srli_epi16(x.a, N), _mm256_srli_epi16(x.b, N)}; }
+template <int N> inline vb vb_shl(vb x) { return {_mm256_slli_epi16(x.a, N), _mm256_slli_epi16(x.b, N)}; }
+
+struct Quad { __m256i v; };
+inline Quad quad_load(const int8_t* p) {
+  int32_t x;
+  __builtin_memcpy(&x, p, 4);
+  return {_mm256_set1_epi32(x)};
+}
+inline __m256i dot4_256(__m256i acc, __m256i u, __m256i s) {
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)));
+}
+inline vi dot4(vi acc, vb w, Quad a) { return {dot4_256(acc.a, w.a, a.v), dot4_256(acc.b, w.b, a.v)}; }
+// w signed: |w| * (a with w's sign); 128 * 127 * 2 = 32512 does not saturate
+inline vi dot4_q8(vi acc, vb w, Quad a) {
+  return {dot4_256(acc.a, _mm256_abs_epi8(w.a), _mm256_sign_epi8(a.v, w.a)),
+          dot4_256(acc.b, _mm256_abs_epi8(w.b), _mm256_sign_epi8(a.v, w.b))};
+}
+inline vi dot2(vi acc, const int16_t* m, const int16_t* s) {
+  int32_t x;
+  __builtin_memcpy(&x, s, 4);
+  const __m256i v = _mm256_set1_epi32(x);
+  return {_mm256_add_epi32(acc.a, _mm256_madd_epi16(_mm256_load_si256((const __m256i*)m), v)),
+          _mm256_add_epi32(acc.b, _mm256_madd_epi16(_mm256_load_si256((const __m256i*)(m + 16)), v))};
+}
+inline void widen_u8(int16_t* dst, const uint8_t* src) {
+  _mm256_store_si256((__m256i*)dst, _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)src)));
+  _mm256_store_si256((__m256i*)(dst + 16), _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)(src + 16))));
+}
+inline float vf_reduce_add(vf v) {  // the order of simd_avx512.h
+  const __m256 x = _mm256_add_ps(v.a, v.b);
+  __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  y = _mm_add_ps(y, _mm_movehl_ps(y, y));
+  return _mm_cvtss_f32(_mm_add_ss(y, _mm_movehdup_ps(y)));
+}
+inline float vf_reduce_max(vf v) {
+  const __m256 x = _mm256_max_ps(v.a, v.b);
+  __m128 y = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  y = _mm_max_ps(y, _mm_movehl_ps(y, y));
+  return _mm_cvtss_f32(_mm_max_ss(y, _mm_movehdup_ps(y)));
+}
+inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+
+}  // namespace
