@@ -1,0 +1,240 @@
+"""/v1/chat/completions: request -> sequences -> SSE or one reply."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from autoglm.chat.output_parser import Delta, OutputParser
+from autoglm.chat.tokenizer import Tokenizer
+from autoglm.engine.sampling import TokenLogprob
+from autoglm.engine.sequence import Sequence, SequenceOutput
+from autoglm.errors import EngineError
+from autoglm.server.body import read_object, validate
+from autoglm.server.driver import OutputStream
+from autoglm.server.prompts import OPEN_TAG, ChatPrompt, build_chat_prompt
+from autoglm.server.replies import Tally, chat_logprobs, new_id
+from autoglm.server.sampling_fields import sampling_params
+from autoglm.server.schemas import ChatRequest
+from autoglm.server.service import Service
+from autoglm.server.sse import EventStream, unless_client_leaves
+from autoglm.server.thinking import read_thinking
+
+
+class ChatChoice:
+    """One of the n answers: engine outputs in, OpenAI deltas out."""
+
+    def __init__(self, index: int, prompt: ChatPrompt, request: ChatRequest, tokenizer: Tokenizer) -> None:
+        self.index = index
+        self.finish_reason: str | None = None
+        self.stop_reason: str | int | None = None
+        self.content = ""
+        self.reasoning = ""
+        self.tool_calls: list[dict[str, Any]] = []
+        self.logprobs: list[TokenLogprob] = []
+        self._mode = prompt.mode
+        self._wants_logprobs = bool(request.logprobs)
+        self._tokenizer = tokenizer
+        self._parser = OutputParser(
+            prompt.mode,
+            starts_in_thought=prompt.starts_in_thought,
+            tools=bool(request.tools) and request.tool_choice != "none",
+            thinking_off=prompt.is_thinking_off,
+        )
+        # The prompt ends in the opening tag; a client that reads only content gets a whole pair.
+        self._lead = OPEN_TAG if prompt.starts_in_thought and prompt.mode == "inline" else ""
+
+    def push(self, output: SequenceOutput) -> list[dict[str, Any]]:
+        """Take in one output of the engine; the deltas it makes. Raises EngineError if the engine gave up."""
+        if output.finish_reason == "error":
+            raise EngineError(output.error or "the engine failed on this request")
+        if output.logprobs:
+            self.logprobs += output.logprobs
+        text, self._lead = self._lead + output.text, ""
+        deltas = self._parser.push(text) if text else []
+        if output.finish_reason is not None:
+            deltas += self._parser.finish(output.finish_reason)
+            self.stop_reason = output.stop_reason
+        result = [delta for parsed in deltas if (delta := self._take(parsed))]
+        if output.finish_reason is not None:
+            has_calls = bool(self.tool_calls) and output.finish_reason == "stop"
+            self.finish_reason = "tool_calls" if has_calls else output.finish_reason
+        return result
+
+    def _take(self, delta: Delta) -> dict[str, Any]:
+        """Keep a delta for the whole message, and give it OpenAI's form."""
+        if delta.kind == "content":
+            self.content += delta.text
+            return {"content": delta.text} if delta.text else {}
+        if delta.kind == "reasoning":
+            self.reasoning += delta.text
+            return {"reasoning_content": delta.text, "reasoning": delta.text} if delta.text else {}
+        return {"tool_calls": [self._take_call(delta)]}
+
+    def _take_call(self, delta: Delta) -> dict[str, Any]:
+        index, function = delta.tool_index or 0, {}
+        while len(self.tool_calls) <= index:
+            empty = {"name": "", "arguments": ""}
+            self.tool_calls.append({"id": "", "type": "function", "function": empty})
+        call = self.tool_calls[index]
+        chunk: dict[str, Any] = {"index": index}
+        if delta.tool_id:
+            call["id"] = delta.tool_id
+            chunk.update(id=delta.tool_id, type="function")
+        if delta.tool_name:
+            call["function"]["name"] += delta.tool_name
+            function["name"] = delta.tool_name
+        call["function"]["arguments"] += delta.tool_arguments or ""
+        function["arguments"] = delta.tool_arguments or ""
+        return {**chunk, "function": function}
+
+    def take_logprobs(self) -> dict[str, Any] | None:
+        """The log probabilities not given out yet, in OpenAI's form; None if they were not asked for."""
+        if not self._wants_logprobs:
+            return None
+        pending, self.logprobs = self.logprobs, []
+        return chat_logprobs(self._tokenizer, pending)
+
+    def message(self) -> dict[str, Any]:
+        """The whole assistant message."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.content, "refusal": None}
+        if self._mode == "split":
+            message["reasoning_content"] = message["reasoning"] = self.reasoning or None
+        if self.tool_calls:
+            message["tool_calls"] = self.tool_calls
+            message["content"] = self.content or None
+        return message
+
+
+@dataclass
+class ChatJob:
+    """One chat request under way."""
+
+    service: Service
+    request: ChatRequest
+    model: str
+    tally: Tally
+    stream: OutputStream
+    choices: dict[str, ChatChoice]
+    reply_id: str
+    created_s: int
+
+    def close(self) -> None:
+        """Cancel what has not finished, and count the request."""
+        self.stream.cancel()
+        self.tally.close()
+
+    async def whole(self) -> Response:
+        """The reply in one piece."""
+        async for output in self.stream:
+            self.tally.take(output)
+            self.choices[output.request_id].push(output)
+        choices = [
+            {
+                "index": choice.index,
+                "message": choice.message(),
+                "logprobs": choice.take_logprobs(),
+                "finish_reason": choice.finish_reason,
+                "stop_reason": choice.stop_reason,
+            }
+            for choice in self.choices.values()
+        ]
+        body = self._envelope("chat.completion", choices)
+        return JSONResponse({**body, "usage": self.tally.usage(), "timings": self.tally.timings()})
+
+    async def events(self) -> AsyncGenerator[dict[str, Any], None]:
+        """The reply's chunks: role, deltas, finish reasons, usage where asked for."""
+        wants_usage = bool(self.request.stream_options and self.request.stream_options.include_usage)
+        usage_is_null = {"usage": None} if wants_usage else {}
+        for choice in self.choices.values():
+            yield {**self._chunk(choice, {"role": "assistant", "content": ""}), **usage_is_null}
+        num_open = len(self.choices)
+        async for output in self.stream:
+            self.tally.take(output)
+            choice = self.choices[output.request_id]
+            for delta in choice.push(output):
+                yield {**self._chunk(choice, delta), **usage_is_null}
+            if choice.finish_reason is not None:
+                num_open -= 1
+                last = {"timings": self.tally.timings()} if num_open == 0 and not wants_usage else {}
+                yield {**self._chunk(choice, {}), **usage_is_null, **last}
+        if wants_usage:
+            body = self._envelope("chat.completion.chunk", [])
+            yield {**body, "usage": self.tally.usage(), "timings": self.tally.timings()}
+
+    def _envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self.reply_id,
+            "object": kind,
+            "created": self.created_s,
+            "model": self.model,
+            "choices": choices,
+        }
+
+    def _chunk(self, choice: ChatChoice, delta: dict[str, Any]) -> dict[str, Any]:
+        is_last = choice.finish_reason is not None and not delta
+        entry = {
+            "index": choice.index,
+            "delta": delta,
+            "logprobs": choice.take_logprobs() if choice.logprobs else None,
+            "finish_reason": choice.finish_reason if is_last else None,
+        }
+        if is_last:
+            entry["stop_reason"] = choice.stop_reason
+        return self._envelope("chat.completion.chunk", [entry])
+
+
+async def start_chat(service: Service, fields: dict[str, Any]) -> ChatJob:
+    """Check a body, build its prompt and submit its sequences."""
+    tally = Tally(service.metrics)
+    request = validate(ChatRequest, fields)
+    setting = read_thinking(fields)
+    model = service.check_model(request.model)
+    service.driver.check_ready()
+    prompt = await service.prepare(partial(build_chat_prompt, service, request, setting))
+    tally.template_ms, tally.tokenize_ms = prompt.template_ms, prompt.tokenize_ms
+    tally.prompt_tokens = len(prompt.token_ids)
+    top = (request.top_logprobs or 0) if request.logprobs else None
+    max_tokens = request.max_completion_tokens if request.max_tokens is None else request.max_tokens
+    reply_id = new_id("chatcmpl")
+    sequences, choices = [], {}
+    for index, constraint in enumerate(prompt.constraints):
+        params = sampling_params(
+            service, request, index=index, max_tokens=max_tokens, logprobs=top, banned=prompt.banned_token_ids
+        )
+        sequence = Sequence(
+            f"{reply_id}-{index}",
+            prompt.token_ids,
+            params,
+            thinking=prompt.thinking,
+            constraint=constraint,
+            cache_salt=(request.cache_salt or "").encode(),
+            arrival_s=time.monotonic(),
+        )
+        sequences.append(sequence)
+        choices[sequence.request_id] = ChatChoice(index, prompt, request, service.tokenizer)
+    stream = await service.submit(sequences)
+    return ChatJob(service, request, model, tally, stream, choices, reply_id, int(time.time()))
+
+
+async def chat_completions(service: Service, http: Request) -> Response:
+    """The route: SSE with `stream: true`, one JSON reply otherwise."""
+    fields = await read_object(http, service.settings)
+    if fields.get("stream") is True:
+        job = await unless_client_leaves(http, partial(start_chat, service, fields))
+        return EventStream(job.events(), on_close=job.close, keep_alive_s=service.settings.keep_alive_s)
+
+    async def work() -> Response:
+        job = await start_chat(service, fields)
+        try:
+            return await job.whole()
+        finally:
+            job.close()
+
+    return await unless_client_leaves(http, work)

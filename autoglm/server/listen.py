@@ -1,0 +1,168 @@
+"""Reserve the port, run uvicorn on it, announce it, drain on SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from autoglm.errors import ConfigError
+from autoglm.server.driver import EngineDriver
+from autoglm.server.service import Service
+
+logger = logging.getLogger("autoglm.server")
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+BACKLOG = 512
+IDLE_CONNECTION_S = 75
+
+
+def reserve_socket(host: str, port: int) -> socket.socket:
+    """A bound socket, not yet listening, so that a taken port is known before anything slow is done.
+
+    port  0 lets the system choose one
+    Raises ConfigError with the mend: taken, forbidden, or no such address.
+    """
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (socket.gaierror, UnicodeError):
+        raise ConfigError(f"--host {host!r} is no address of this machine; use 127.0.0.1 or 0.0.0.0") from None
+    except OverflowError:
+        raise ConfigError(f"--port {port} is out of range; use 1 to 65535") from None
+    sock = socket.socket(family, kind, proto)
+    try:
+        if sys.platform != "win32":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+    except OSError as error:
+        sock.close()
+        raise ConfigError(_bind_problem(host, port, error)) from None
+    return sock
+
+
+def _bind_problem(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} is taken by another program; stop that one or use --port with another number"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"port {port} needs rights this user lacks; use --port with a number over 1023"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"--host {host} is no address of this machine; use 127.0.0.1 or 0.0.0.0"
+    return f"cannot listen on {host} port {port}: {error.strerror}"
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn with our announcement and our way to stop.
+
+    The first SIGTERM or SIGINT drains: new work gets 503, running requests finish, bounded by
+    drain_timeout_s, then run_server returns. The second one stops at once.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, driver: EngineDriver, drain_timeout_s: float, announce: Callable[[], None]
+    ) -> None:
+        super().__init__(config)
+        self._driver = driver
+        self._drain_timeout_s = drain_timeout_s
+        self._announce = announce
+        self._num_signals = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._drain_task: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, then say so."""
+        await super().startup(sockets)
+        self._loop = asyncio.get_running_loop()
+        if self.started:
+            self._announce()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Like uvicorn's, but a drained server ends with exit code 0 instead of raising the signal again."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        earlier = {number: signal.signal(number, self.handle_exit) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Signal handler: drain first, then stop."""
+        self._num_signals += 1
+        if self._num_signals > 1 or self._loop is None:
+            self.force_exit = self.should_exit = True
+            return
+        self._driver.begin_drain()
+        self._loop.call_soon_threadsafe(self._start_drain)
+
+    def _start_drain(self) -> None:
+        self._drain_task = asyncio.ensure_future(self._drain())
+
+    async def _drain(self) -> None:
+        deadline_s = asyncio.get_running_loop().time() + self._drain_timeout_s
+        while self._driver.num_in_flight and not self.should_exit:
+            if asyncio.get_running_loop().time() >= deadline_s:
+                logger.warning("stopping with %d requests unfinished", self._driver.num_in_flight)
+                break
+            await asyncio.sleep(0.05)
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the engine first, so that unfinished streams get their error event, then the connections."""
+        await asyncio.get_running_loop().run_in_executor(None, self._driver.stop)
+        await super().shutdown(sockets)
+
+
+def run_server(
+    app: FastAPI,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    *,
+    sock: socket.socket | None = None,
+    log: Callable[[str], None] | None = None,
+) -> None:
+    """Serve until a signal ends it; returns after a clean drain.
+
+    sock  from reserve_socket, where the caller wanted the port before loading a model
+    log   called once with "INFO: Server running on port N" when the server listens; prints it if None
+    Raises ConfigError if the port cannot be had.
+    """
+    sock = sock or reserve_socket(host, port)
+    service: Service = app.state.service
+    actual_port = sock.getsockname()[1]
+
+    def announce() -> None:
+        line = f"INFO: Server running on port {actual_port}"
+        if log is None:
+            print(line, flush=True)
+        else:
+            log(line)
+
+    config = uvicorn.Config(
+        app,
+        log_config=None,  # our loggers; and no access log, which would hold paths clients made up
+        access_log=False,
+        log_level=logging.WARNING,
+        lifespan="on",
+        timeout_keep_alive=IDLE_CONNECTION_S,
+        timeout_graceful_shutdown=5,
+        backlog=BACKLOG,
+        server_header=False,
+        ws="none",
+        h11_max_incomplete_event_size=64 << 10,
+    )
+    DrainingServer(config, service.driver, service.settings.drain_timeout_s, announce).run(sockets=[sock])

@@ -1,0 +1,119 @@
+"""Server-sent events: one ASGI response that keeps alive during silence and notices a client that left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from autoglm.server.problems import error_object, error_status, log_failure
+
+KEEP_ALIVE = b": keep-alive\n\n"
+DONE = b"data: [DONE]\n\n"
+Result = TypeVar("Result")
+
+
+class ClientGone(Exception):
+    """The client closed its connection before the answer was complete."""
+
+
+def encode_event(data: dict[str, Any]) -> bytes:
+    """One `data:` event; the JSON has no line breaks, so one line holds it."""
+    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+async def wait_for_disconnect(receive: Receive) -> None:
+    """Return when the client has left. Only after the body was read whole."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def unless_client_leaves(request: Request, work: Callable[[], Awaitable[Result]]) -> Result:
+    """Run work for a plain reply; raises ClientGone, after cancelling it, when the client leaves first."""
+    task = asyncio.ensure_future(work())
+    watch = asyncio.ensure_future(wait_for_disconnect(request.receive))
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientGone
+    finally:
+        for pending in (task, watch):
+            pending.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await pending
+
+
+class EventStream(Response):
+    """Sends dicts as events, then [DONE].
+
+    events          yields the JSON of each event
+    on_close        called once, however the reply ends: the place to cancel the work behind it
+    keep_alive_s    a comment is sent after so many seconds without an event
+    An exception of `events` becomes one error event and the end, without [DONE].
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, events: AsyncGenerator[dict[str, Any], None], *, on_close: Callable[[], None], keep_alive_s: float
+    ) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._events = events
+        self._on_close = on_close
+        self._keep_alive_s = keep_alive_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        watch = asyncio.ensure_future(wait_for_disconnect(receive))
+        writer = asyncio.ensure_future(self._write(send))
+        try:
+            await asyncio.wait({watch, writer}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (watch, writer):
+                task.cancel()
+            self._on_close()
+            for task in (watch, writer):
+                with contextlib.suppress(asyncio.CancelledError, OSError):
+                    await task
+            await self._events.aclose()
+
+    async def _write(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+
+        async def body(chunk: bytes, more: bool = True) -> None:
+            await send({"type": "http.response.body", "body": chunk, "more_body": more})
+
+        next_event: asyncio.Future[dict[str, Any]] | None = None
+        try:
+            while True:
+                if next_event is None:
+                    next_event = asyncio.ensure_future(self._events.__anext__())
+                done, _ = await asyncio.wait({next_event}, timeout=self._keep_alive_s)
+                if not done:
+                    await body(KEEP_ALIVE)
+                    continue
+                finished, next_event = next_event, None
+                try:
+                    event = finished.result()
+                except StopAsyncIteration:
+                    await body(DONE)
+                    break
+                except Exception as error:
+                    if error_status(error) >= 500:
+                        log_failure(error, "a stream")
+                    await body(encode_event(error_object(error)))
+                    break
+                await body(encode_event(event))
+            await body(b"", more=False)
+        finally:
+            if next_event is not None:
+                next_event.cancel()
+                with contextlib.suppress(asyncio.CancelledError, StopAsyncIteration, Exception):
+                    await next_event
