@@ -182,6 +182,7 @@ NB_MODULE(_native, m) {
 
   nb::class_<Matrix>(m, "Matrix", "A weight matrix [rows, cols] repacked for the kernels.")
       .def_static("pack", &pack, "runtime"_a, "data"_a.noconvert(), "type_id"_a, "rows"_a, "cols"_a)
+      .def_prop_ro("type_id", [](const Matrix& x) { return (int)x.view().type; })
       .def_prop_ro("rows", [](const Matrix& x) { return x.view().rows; })
       .def_prop_ro("cols", [](const Matrix& x) { return x.view().cols; })
       .def_prop_ro("nbytes", &Matrix::nbytes);

@@ -1,0 +1,83 @@
+"""Owns weights and KV arrays; runs one Batch and returns the logits asked for."""
+
+from __future__ import annotations
+
+import os
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoglm.config import EngineConfig, ModelConfig
+from autoglm.engine.batch import Batch
+from autoglm.formats.gguf import GGUFFile
+from autoglm.kernels import KvCache, Runtime
+from autoglm.model.loader import Progress, WeightReader, read_model_config
+from autoglm.model.text import build_text_program
+
+
+class ModelRunner(Protocol):
+    """What the engine needs of a machine. A GPU or a remote machine would be another class with these."""
+
+    block_size: int
+    num_blocks: int
+    vocab_size: int
+    max_num_batched_tokens: int
+    max_context: int
+
+    def run(self, batch: Batch) -> NDArray[np.float32]:
+        """Logits f32 [L, vocab_size] of the batch's logits_rows, valid until the next run."""
+        ...
+
+
+def available_cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class CpuModelRunner:
+    """The native runner: one program, one thread pool, one paged KV cache.
+
+    config  None fields are taken as: all cores; a pool of max_num_seqs times 2,048 tokens; the model's context
+    Raises FormatError for a file it cannot run, ConfigError for settings that do not fit.
+    """
+
+    def __init__(self, gguf: GGUFFile, config: EngineConfig, *, progress: Progress | None = None) -> None:
+        self.model_config: ModelConfig = read_model_config(gguf)
+        model = self.model_config
+        self.block_size = config.block_size
+        self.vocab_size = model.vocab_size
+        self.max_num_batched_tokens = config.max_num_batched_tokens
+        self.num_blocks = config.num_kv_blocks or config.max_num_seqs * 2048 // config.block_size
+        self.max_context = min(
+            config.ctx_size or model.max_position_embeddings,
+            model.max_position_embeddings,
+            self.num_blocks * config.block_size,
+        )
+        self.runtime = Runtime(config.num_threads or available_cores())
+        self._cache = KvCache(
+            model.num_hidden_layers,
+            self.num_blocks,
+            model.num_key_value_heads,
+            model.head_dim,
+            config.cache_type_k,
+            config.cache_type_v,
+        )
+        reader = WeightReader(gguf, self.runtime, progress)
+        self._program = build_text_program(self.runtime, reader, model, self._cache, config.max_num_batched_tokens)
+        self._gguf = gguf  # the token table is read from the map
+
+    def run(self, batch: Batch) -> NDArray[np.float32]:
+        """One step; see ModelRunner."""
+        rows = self._program.run(
+            batch.token_ids,
+            batch.positions,
+            batch.slot_mapping,
+            batch.cu_seqlens_q,
+            batch.context_lens,
+            batch.block_tables,
+            batch.logits_rows,
+        )
+        return rows[:, : self.vocab_size]

@@ -1,0 +1,99 @@
+"""
+CPU kernels of autoglm. Shapes and arithmetic: native/kernels.h and native/program.h.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import numpy
+from numpy.typing import NDArray
+
+
+class Runtime:
+    """A kernel table and a thread pool."""
+
+    def __init__(self, num_threads: int, isa: str = '') -> None: ...
+
+    @property
+    def isa(self) -> str: ...
+
+    @property
+    def num_threads(self) -> int: ...
+
+class Matrix:
+    """A weight matrix [rows, cols] repacked for the kernels."""
+
+    @staticmethod
+    def pack(runtime: Runtime, data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], type_id: int, rows: int, cols: int) -> Matrix: ...
+
+    @property
+    def type_id(self) -> int: ...
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def cols(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+class KvCache:
+    """The paged keys and values of all layers."""
+
+    def __init__(self, num_layers: int, num_blocks: int, num_kv_heads: int, head_dim: int, type_k: str, type_v: str) -> None: ...
+
+    @staticmethod
+    def block_bytes(num_kv_heads: int, head_dim: int, type_k: str, type_v: str) -> int: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+class Program:
+    """A network as a list of operations over named buffers."""
+
+    def __init__(self, runtime: Runtime, max_tokens: int) -> None: ...
+
+    def buffer(self, width: int) -> int: ...
+
+    def activation(self, width: int) -> int: ...
+
+    def embed(self, table: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], type_id: int, vocab: int, width: int, out: int) -> None: ...
+
+    def norm(self, x: int, act: int, weight: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], eps: float, branch: int | None = None, post_weight: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None) -> None: ...
+
+    def quantize(self, x: int, act: int) -> None: ...
+
+    def linear(self, act: int, matrices: Sequence[Matrix], out: int, biases: Sequence[Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None] = [], accumulate: bool = False) -> None: ...
+
+    def gated_mlp(self, act: int, gate: Matrix, up: Matrix, result: int) -> None: ...
+
+    def set_attention(self, cache: KvCache, num_heads: int, rotary_dim: int, interleaved: bool, sections: tuple[int, int, int], head_dim: int, inv_freq: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None: ...
+
+    def rope_cache(self, qkv: int, layer: int) -> None: ...
+
+    def attention(self, qkv: int, layer: int, out: int) -> None: ...
+
+    def gather(self, x: int, out: int) -> None: ...
+
+    def result(self, x: int) -> None: ...
+
+    def run(self, token_ids: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], positions: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)], slot_mapping: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], cu_seqlens_q: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], context_lens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], block_tables: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)], logits_rows: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> NDArray[numpy.float32]: ...
+
+    def view(self, buffer: int) -> NDArray[numpy.float32]:
+        """The buffer as f32 [max_tokens, width], shared memory."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+def matmul(runtime: Runtime, matrix: Matrix, x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)]) -> NDArray[numpy.float32]:
+    """
+    x [T, cols] @ matrix.T with the engine's own arithmetic -> f32 [T, rows].
+    """
+
+def dequantize(data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], type_id: int, num_elements: int) -> NDArray[numpy.float32]: ...
+
+def argmax(runtime: Runtime, x: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> int:
+    """
+    Index of the largest value, the lowest among equals; -1 if there is a NaN or infinity.
+    """

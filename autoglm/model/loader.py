@@ -1,0 +1,173 @@
+"""GGUF -> model: typed configuration and packed weights; every tensor used once, none missing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoglm.config import ModelConfig
+from autoglm.errors import ConfigError, FormatError
+from autoglm.formats.gguf import GGUFFile, TensorInfo
+from autoglm.formats.quant_types import GGMLType, row_bytes
+from autoglm.kernels import Matrix, Runtime, dequantize
+
+Vector = NDArray[np.float32]
+Progress = Callable[[str, int, int], None]  # what is loaded, bytes done, bytes in all
+
+ARCHITECTURES = ("glm4", "llama")
+
+
+def read_model_config(gguf: GGUFFile) -> ModelConfig:
+    """The decoder's shape from the header. Raises FormatError naming the key that is missing or impossible."""
+    arch = gguf.get("general.architecture", str)
+    if arch == "clip":
+        raise FormatError(
+            f"{gguf.path}: this is a multimodal projector (mmproj), not a language model; "
+            "give the text model with --model and this file with --mmproj"
+        )
+    if arch not in ARCHITECTURES:
+        raise FormatError(
+            f"{gguf.path}: architecture {arch[:40]!r} is not supported; this build runs {' and '.join(ARCHITECTURES)}"
+        )
+
+    def key(name: str) -> str:
+        return f"{arch}.{name}"
+
+    heads = gguf.get(key("attention.head_count"), int)
+    hidden = gguf.get(key("embedding_length"), int)
+    head_dim = gguf.get(key("attention.key_length"), int, hidden // max(heads, 1))
+    if gguf.get(key("attention.value_length"), int, head_dim) != head_dim:
+        raise FormatError(f"{gguf.path}: keys and values of different length are not supported")
+    if head_dim % 16 or head_dim > 256:
+        raise FormatError(f"{gguf.path}: head size {head_dim} is not supported; expected a multiple of 16 up to 256")
+    _refuse_rope_scaling(gguf, arch)
+    sections = _mrope_section(gguf, arch)
+    try:
+        return ModelConfig(
+            architecture=arch,
+            name=gguf.get("general.name", str, gguf.path.stem),
+            num_hidden_layers=gguf.get(key("block_count"), int) - gguf.get(key("nextn_predict_layers"), int, 0),
+            hidden_size=hidden,
+            intermediate_size=gguf.get(key("feed_forward_length"), int),
+            num_attention_heads=heads,
+            num_key_value_heads=gguf.get(key("attention.head_count_kv"), int, heads),
+            head_dim=head_dim,
+            vocab_size=_vocab_size(gguf, hidden),
+            max_position_embeddings=gguf.get(key("context_length"), int),
+            rms_norm_eps=gguf.get(key("attention.layer_norm_rms_epsilon"), float),
+            rope_theta=gguf.get(key("rope.freq_base"), float, 10000.0),
+            rotary_dim=gguf.get(key("rope.dimension_count"), int, head_dim),
+            # A glm4 file with sections has its q and k rows permuted to half-split pairs (formats.md 2.4).
+            rope_interleaved=sections is None,
+            mrope_section=sections,
+            num_parameters=sum(math.prod(t.shape) for t in gguf.tensors.values()),
+        )
+    except ConfigError as error:
+        raise FormatError(f"{gguf.path}: {error}") from None
+
+
+def _vocab_size(gguf: GGUFFile, hidden: int) -> int:
+    info = gguf.tensors.get("token_embd.weight")
+    if info is None or len(info.shape) != 2 or info.shape[1] != hidden:
+        got = "missing" if info is None else f"of shape {list(info.shape)}"
+        raise FormatError(f"{gguf.path}: tensor token_embd.weight is {got}, expected [vocabulary, {hidden}]")
+    return info.shape[0]
+
+
+def _mrope_section(gguf: GGUFFile, arch: str) -> tuple[int, int, int] | None:
+    values = gguf.get(f"{arch}.rope.dimension_sections", list, [])
+    if not values:
+        return None
+    if len(values) not in (3, 4) or not all(isinstance(v, int) and 0 <= v < 1 << 16 for v in values):
+        raise FormatError(f"{gguf.path}: {arch}.rope.dimension_sections must hold 3 or 4 counts of rotary pairs")
+    return (values[0], values[1], values[2]) if values[0] > 0 and values[1] > 0 else None
+
+
+def _refuse_rope_scaling(gguf: GGUFFile, arch: str) -> None:
+    kind = gguf.get(f"{arch}.rope.scaling.type", str, "none")
+    if kind != "none":
+        raise FormatError(f"{gguf.path}: rotary scaling {kind[:20]!r} is not supported; expected none")
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """The token table as it lies in the file; rows are dequantized as they are looked up."""
+
+    data: NDArray[np.uint8]
+    type: GGMLType
+
+
+class WeightReader:
+    """Hands out the tensors of one file, each once, checking every shape; finish() proves none was left over."""
+
+    def __init__(self, gguf: GGUFFile, runtime: Runtime, progress: Progress | None = None) -> None:
+        self.gguf = gguf
+        self.runtime = runtime
+        self._progress = progress or (lambda what, done, total: None)
+        self._used: set[str] = set()
+        self._done_bytes = 0
+        self._total_bytes = sum(t.nbytes for t in gguf.tensors.values())
+
+    def has(self, name: str) -> bool:
+        return name in self.gguf.tensors
+
+    def vector(self, name: str, size: int) -> Vector:
+        """A norm weight or bias as f32 [size]."""
+        info = self._info(name, (size,))
+        self._count(name, info.nbytes)
+        return dequantize(np.ascontiguousarray(self.gguf.data(name)), int(info.type), size)
+
+    def optional_vector(self, name: str, size: int) -> Vector | None:
+        return self.vector(name, size) if self.has(name) else None
+
+    def matrix(self, name: str, rows: int, cols: int) -> Matrix:
+        """A whole matrix [rows, cols], repacked."""
+        return self.split_matrix(name, [rows], cols)[0]
+
+    def split_matrix(self, name: str, rows: list[int], cols: int) -> list[Matrix]:
+        """A fused matrix [sum(rows), cols] as one repacked matrix per entry of rows, from the top down."""
+        info = self._info(name, (sum(rows), cols))
+        data, row = self.gguf.data(name), row_bytes(info.type, cols)
+        parts, start = [], 0
+        for count in rows:
+            piece = data[start * row : (start + count) * row]
+            parts.append(Matrix.pack(self.runtime, piece, int(info.type), count, cols))
+            start += count
+        self._count(name, info.nbytes)
+        return parts
+
+    def embedding(self, name: str, vocab: int, width: int) -> Embedding:
+        info = self._info(name, (vocab, width))
+        self._count(name, info.nbytes)
+        return Embedding(self.gguf.data(name), info.type)
+
+    def ignore(self, prefix: str) -> None:
+        """Tensors that are known and not needed."""
+        self._used.update(name for name in self.gguf.tensors if name.startswith(prefix))
+
+    def finish(self) -> None:
+        left = sorted(set(self.gguf.tensors) - self._used)
+        if left:
+            raise FormatError(
+                f"{self.gguf.path}: {len(left)} tensors belong to no known part of the model, the first is "
+                f"{left[0][:80]!r}; the file needs a newer autoglm or is of another architecture"
+            )
+
+    def _info(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
+        info = self.gguf.tensors.get(name)
+        if info is None:
+            raise FormatError(f"{self.gguf.path}: tensor {name} is missing; the file is incomplete, fetch it again")
+        if info.shape != shape:
+            raise FormatError(
+                f"{self.gguf.path}: tensor {name} has shape {list(info.shape)}, expected {list(shape)} by the header"
+            )
+        return info
+
+    def _count(self, name: str, num_bytes: int) -> None:
+        self._used.add(name)
+        self._done_bytes += num_bytes
+        self._progress(name, self._done_bytes, self._total_bytes)
