@@ -283,7 +283,7 @@ class EngineDriver:
                 self._forget(output.request_id)
         for loop, deliveries in by_loop.items():
             if not self._call(loop, _deliver, deliveries):
-                for stream, output in deliveries:
+                for _, output in deliveries:
                     if self._forget(output.request_id):
                         self.engine.cancel(output.request_id)
 

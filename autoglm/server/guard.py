@@ -118,7 +118,7 @@ class BrowserGuard:
     def _check_host(self, scope: Scope, headers: Headers) -> PlainHttpError | None:
         server = scope.get("server")
         try:
-            is_loopback = bool(server) and ipaddress.ip_address(server[0]).is_loopback
+            is_loopback = server is not None and ipaddress.ip_address(server[0]).is_loopback
         except ValueError:
             is_loopback = False
         host = host_name(headers.get("host", ""))

@@ -144,6 +144,12 @@ def run_server(
     sock = sock or reserve_socket(host, port)
     service: Service = app.state.service
     actual_port = sock.getsockname()[1]
+    try:
+        sock.listen(BACKLOG)
+    except OSError as error:
+        # Two programs may have reserved a port; only one gets to listen.
+        sock.close()
+        raise ConfigError(_bind_problem(host, actual_port, error)) from None
 
     def announce() -> None:
         line = f"INFO: Server running on port {actual_port}"
