@@ -90,7 +90,7 @@ def check_model_option(options: ModelOptions) -> None:
 def find_model(options: ModelOptions, report: pull.Progress) -> Path:
     """The GGUF to serve; a model that goes by a name is fetched if it is not here."""
     if options.model is None:
-        return pull.pull(progress=report).path
+        return pull.default_model_path(progress=report)
     if pull.is_model_name(options.model) and not Path(options.model).exists():
         return pull.pull(options.model, progress=report).path
     return Path(options.model)

@@ -18,7 +18,7 @@ from typing import Any
 
 from autoglm.errors import ConfigError, DownloadError
 
-_NAME = re.compile(r"(hf|modelscope):([\w.-]+/[\w.-]+)(?::([^:]+))?", re.ASCII)
+_NAME = re.compile(r"(hf|modelscope):(\w[\w.-]*/\w[\w.-]*)(?::([^:]+))?", re.ASCII)
 _SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 # Best first: the common trade of size and quality, then its neighbours, then the large ones.
 _QUANTIZATIONS = (

