@@ -189,6 +189,16 @@ class Tokenizer:
             position = match.end()
         return ids + self._encode_plain(text[position:])
 
+    def encode_marked(self, text: str, mark: str) -> list[int]:
+        """encode with the special tokens looked for first and the marks taken out of the rest; see client_text.py."""
+        ids: list[int] = []
+        position = 0
+        for match in self._all_pattern.finditer(text) if self._all_pattern else ():
+            ids += self.encode(text[position : match.start()].replace(mark, ""), parse_special=False)
+            ids.append(self._specials[match.group()])
+            position = match.end()
+        return ids + self.encode(text[position:].replace(mark, ""), parse_special=False)
+
     def decode(self, token_ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Text of the ids, with skip_special without control tokens; RequestError for an id outside the vocabulary."""
         one = self.visible_bytes if skip_special else self.all_bytes
