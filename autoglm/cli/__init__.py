@@ -57,9 +57,9 @@ def _root(
 ) -> None:
     """A fast OpenAI-compatible server for GGUF language models, on the CPU you have."""
     if version:
-        from autoglm import kernels
+        from autoglm.kernels import Runtime
 
-        print(f"autoglm {__version__} ({kernels.isa()} kernels)")
+        print(f"autoglm {__version__} ({Runtime(1).isa} kernels)")
         raise typer.Exit
     if context.invoked_subcommand is None:
         print(context.get_help())
@@ -82,6 +82,12 @@ def _serve(
         typer.Option(
             metavar="KEY", envvar="AUTOGLM_API_KEY", show_envvar=True, help="Key clients must send. Default: any."
         ),
+    ] = None,
+    allowed_origin: Annotated[
+        list[str] | None, typer.Option(metavar="URL", help="Web page origin that may use the server; repeatable.")
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Further name clients reach the server by; repeatable.")
     ] = None,
     ctx_size: CtxSize = None,
     threads: Threads = None,
@@ -116,7 +122,17 @@ def _serve(
         kv_memory=kv_memory,
         prefix_cache=not no_prefix_cache,
     )
-    serving.serve(options, serving.ServeOptions(host=host, port=port, api_key=api_key, mmproj=mmproj))
+    serving.serve(
+        options,
+        serving.ServeOptions(
+            host=host,
+            port=port,
+            api_key=api_key,
+            mmproj=mmproj,
+            allowed_origins=tuple(allowed_origin or ()),
+            allowed_hosts=tuple(allowed_host or ()),
+        ),
+    )
 
 
 @app.command("chat")
@@ -256,6 +272,13 @@ def _report(error: Exception) -> int:
         message = error.format_message().rstrip(".")
         print(f"ERROR: {message}; see autoglm --help, or autoglm COMMAND --help", file=sys.stderr)
         return error.exit_code
+    if isinstance(error, ImportError) and (error.name or "").endswith("_native"):
+        print(
+            f"ERROR: the native part of autoglm is not built for {sys.executable}; mend: sh run_autoglm_server.sh, "
+            f"or {sys.executable} -m pip install . in the source folder",
+            file=sys.stderr,
+        )
+        return 1
     if isinstance(error, MemoryError):
         print("ERROR: memory ran out; mend: close other programs, or take a smaller model or context", file=sys.stderr)
         return 1

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from autoglm import __version__, kernels
+from autoglm import __version__
 from autoglm.cli.console import ProgressBars, parameter_count, size
 from autoglm.cli.loading import LoadedModel, ModelOptions, check_model_option, find_model, load_model
 from autoglm.deploy.machine import cpu_name
@@ -83,7 +83,7 @@ def measure(loaded: LoadedModel, options: BenchOptions) -> dict[str, Any]:
     alone = decode.get("1")
     return {
         "autoglm": __version__,
-        "kernels": kernels.isa(),
+        "kernels": loaded.isa,
         "cpu": cpu_name(),
         "threads": loaded.engine_config.num_threads,
         "model": loaded.model_id,

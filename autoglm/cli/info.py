@@ -140,7 +140,7 @@ def _print_tables(facts: dict[str, Any], console: Console) -> None:
     if facts["problem"] is not None:
         console.print(f"This file is not served by this build: {escape(printable(facts['problem'], 400))}")
     roles = Table(title="Tensors by role (* = every block)", title_justify="left")
-    for column in ("role", "count", "shape [out, in]", "types", "size"):
+    for column in ("role", "count", r"shape \[out, in]", "types", "size"):
         roles.add_column(column, justify="right" if column in ("count", "size") else "left")
     for group in facts["groups"]:
         types = ", ".join(name if len(group["types"]) == 1 else f"{n} {name}" for name, n in group["types"].items())
@@ -149,7 +149,7 @@ def _print_tables(facts: dict[str, Any], console: Console) -> None:
     console.print(roles)
     if "tensors" in facts:
         listing = Table(title="All tensors", title_justify="left")
-        for column in ("name", "shape [out, in]", "type", "size"):
+        for column in ("name", r"shape \[out, in]", "type", "size"):
             listing.add_column(column)
         for tensor in facts["tensors"]:
             shape = escape(str(tensor["shape"]))

@@ -59,6 +59,7 @@ class LoadedModel:
     tokenizer: Tokenizer
     template: ChatTemplate
     engine: Engine
+    isa: str  # the kernel table in use
 
 
 def served_names(options: ModelOptions) -> tuple[str, tuple[str, ...]]:
@@ -112,9 +113,13 @@ def load_model(path: Path, options: ModelOptions, report: pull.Progress) -> Load
     wanted = _engine_config(options, model_config)
     engine_config = fit_engine_config(model_config, weights_bytes, wanted, available)
     plan = memory_plan(model_config, weights_bytes, engine_config, available)
-    runner = CpuModelRunner(gguf, engine_config, progress=report)
+    runner = CpuModelRunner(
+        gguf, engine_config, progress=lambda tensor, done, total: report("loading weights", done, total)
+    )
     engine = Engine(runner, tokenizer, engine_config)
-    return LoadedModel(model_id, aliases, path, model_config, engine_config, plan, tokenizer, template, engine)
+    return LoadedModel(
+        model_id, aliases, path, model_config, engine_config, plan, tokenizer, template, engine, runner.runtime.isa
+    )
 
 
 def describe(loaded: LoadedModel) -> str:
@@ -125,11 +130,10 @@ def describe(loaded: LoadedModel) -> str:
     if config.cache_type_v != kind:
         kind = f"{config.cache_type_k}/{config.cache_type_v}"
     cache = f"{size(plan.kv_pool_bytes)} ({pool_tokens} tokens, {kind})"
-    return (
-        f"Memory: weights {size(plan.weights_bytes)}, KV cache {cache}, work {size(plan.workspace_bytes)}; "
-        f"{size(plan.available_bytes)} were free. "
-        f"Context {config.ctx_size} tokens, {config.max_num_seqs} at once, {config.num_threads} threads"
-    )
+    memory = f"weights {size(plan.weights_bytes)}, KV cache {cache}, work {size(plan.workspace_bytes)}"
+    limits = f"Context {config.ctx_size} tokens, {config.max_num_seqs} sequences at once"
+    machine = f"{config.num_threads} threads, {loaded.isa} kernels"
+    return f"Memory: {memory}; {size(plan.available_bytes)} were free. {limits}, {machine}"
 
 
 def _engine_config(options: ModelOptions, model: ModelConfig) -> EngineConfig:

@@ -11,6 +11,10 @@ from autoglm.cli.console import ProgressBars
 from autoglm.cli.loading import ModelOptions, check_model_option, describe, find_model, load_model, served_names
 from autoglm.deploy import preflight
 from autoglm.errors import ConfigError
+from autoglm.server.app import create_app, run_server
+from autoglm.server.driver import EngineDriver
+from autoglm.server.listen import reserve_socket
+from autoglm.server.settings import ServerSettings
 
 logger = logging.getLogger("autoglm.cli")
 
@@ -23,20 +27,41 @@ class ServeOptions:
     port: int = preflight.DEFAULT_PORT
     api_key: str | None = None
     mmproj: Path | None = None
+    allowed_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
 
 
 def serve(model: ModelOptions, options: ServeOptions) -> None:
     """Serve until a signal ends it. Everything that can be refused is refused before the model is read."""
     _check(model, options)
+    settings = ServerSettings(allowed_origins=options.allowed_origins, allowed_hosts=options.allowed_hosts)
     model_id, _ = served_names(model)
     logger.info(f"Starting {model_id} server...")
+    # Held from now on, so that no other program takes the port while the model loads.
+    sock = reserve_socket(options.host, options.port)
     with ProgressBars() as bars:
         loaded = load_model(find_model(model, bars.report), model, bars.report)
     logger.info(describe(loaded))
     if options.api_key is None and not _is_loopback(options.host):
         logger.warning(
-            f"{options.host} is open to the network and no --api-key is set: whoever reaches this machine can use the model"
+            f"{options.host} is open to the network and no --api-key is set: "
+            "whoever reaches this machine can use the model"
         )
+    driver = EngineDriver(loaded.engine, max_in_flight=model.parallel + model.queue)
+    app = create_app(
+        driver,
+        loaded.tokenizer,
+        loaded.template,
+        model_id=loaded.model_id,
+        aliases=loaded.aliases,
+        api_key=options.api_key,
+        settings=settings,
+    )
+    run_server(app, sock=sock, log=_announce)
+
+
+def _announce(line: str) -> None:
+    logger.info(line.removeprefix("INFO: "))
 
 
 def _check(model: ModelOptions, options: ServeOptions) -> None:

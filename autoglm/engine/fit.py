@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 
 from autoglm.config import EngineConfig, ModelConfig
 from autoglm.errors import ConfigError
+from autoglm.kernels import KvCache
 
-# Bytes one cached value takes. q8_0: 32 int8 values share one f16 scale.
-_CACHE_BYTES_PER_VALUE = {"f16": 2.0, "q8_0": 34 / 32}
 # The pool takes this share of what weights and working arrays leave; the rest is for everything else on the machine.
 _POOL_SHARE = 0.6
 # Python, its libraries, the tokenizer and the HTTP server, measured at about 150 MB with SmolLM2 loaded.
@@ -40,9 +39,10 @@ class MemoryPlan:
 
 def kv_token_bytes(model: ModelConfig, config: EngineConfig) -> int:
     """Bytes that one token's keys and values take in all layers."""
-    values = model.num_hidden_layers * model.num_key_value_heads * model.head_dim
-    per_value = _CACHE_BYTES_PER_VALUE[config.cache_type_k] + _CACHE_BYTES_PER_VALUE[config.cache_type_v]
-    return round(values * per_value)
+    block_bytes = KvCache.block_bytes(
+        model.num_key_value_heads, model.head_dim, config.cache_type_k, config.cache_type_v
+    )
+    return -(-model.num_hidden_layers * block_bytes // config.block_size)
 
 
 def workspace_bytes(model: ModelConfig, config: EngineConfig) -> int:
