@@ -114,9 +114,7 @@ class Engine:
             model_id=getattr(runner, "model_id", ""),
             enable_prefix_caching=config.enable_prefix_caching,
         )
-        self.scheduler = Scheduler(
-            self.block_manager, max_num_seqs=config.max_num_seqs, max_num_batched_tokens=budget
-        )
+        self.scheduler = Scheduler(self.block_manager, max_num_seqs=config.max_num_seqs, max_num_batched_tokens=budget)
         self._builder = BatchBuilder(
             max_num_batched_tokens=budget, max_num_seqs=config.max_num_seqs, block_size=runner.block_size
         )

@@ -291,9 +291,7 @@ class Sampler:
         index = _inverse_cdf(weights, uniform)
         return index if chosen is None else int(chosen[index])
 
-    def _weights(
-        self, values: NDArray[np.float32], largest: np.float32, temperature: float
-    ) -> NDArray[np.float32]:
+    def _weights(self, values: NDArray[np.float32], largest: np.float32, temperature: float) -> NDArray[np.float32]:
         """exp((l - largest) / temperature), the largest exactly 1, in the scratch row."""
         weights = self._scratch[: values.size]
         np.subtract(values, largest, out=weights)

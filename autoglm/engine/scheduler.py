@@ -139,9 +139,7 @@ class Scheduler:
             scheduled.append(item)
             budget -= item.num_scheduled_tokens
         if first is not None and budget > 0:  # nobody took the share: the oldest goes on with it
-            first.num_scheduled_tokens = min(
-                first.sequence.num_pending_tokens, first.num_scheduled_tokens + budget
-            )
+            first.num_scheduled_tokens = min(first.sequence.num_pending_tokens, first.num_scheduled_tokens + budget)
 
     def _chunk(self, sequence: Sequence, room: int, *, leave_share: bool) -> int:
         """Tokens of a prefill to run now."""

@@ -55,7 +55,9 @@ def reference_probabilities(
     return out / out.sum()
 
 
-def draw_many(logits: NDArray[np.float32], prompt: list[int], answer: list[int], num: int, **params: object) -> NDArray[np.int64]:
+def draw_many(
+    logits: NDArray[np.float32], prompt: list[int], answer: list[int], num: int, **params: object
+) -> NDArray[np.int64]:
     sampler = Sampler(logits.size)
     sequence = make_sequence(prompt, answer, **params)
     return np.array([sampler.sample(logits.copy(), sequence).token_id for _ in range(num)])
@@ -240,7 +242,9 @@ def test_bans_hold_under_a_mask() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("params", [{"temperature": 0.0}, {}, {"logprobs": 2}, {"frequency_penalty": 0.2}, {"top_k": 5}])
+@pytest.mark.parametrize(
+    "params", [{"temperature": 0.0}, {}, {"logprobs": 2}, {"frequency_penalty": 0.2}, {"top_k": 5}]
+)
 def test_logits_that_are_not_finite_are_an_error(bad: float, params: dict[str, object]) -> None:
     logits = np.zeros(VOCAB, np.float32)
     logits[700] = bad
