@@ -73,9 +73,7 @@ def _quantize_q6(x: np.ndarray) -> np.ndarray:
     low = u & 15
     ql = np.concatenate([low[:, :, 0] | (low[:, :, 2] << 4), low[:, :, 1] | (low[:, :, 3] << 4)], axis=2)
     qh = np.bitwise_or.reduce((u >> 4) << np.array([0, 2, 4, 6], np.uint8)[None, None, :, None], axis=2)
-    return np.concatenate(
-        [ql.reshape(len(x), 128), qh.reshape(len(x), 64), sc.view(np.uint8), _f16_bytes(d)], axis=1
-    )
+    return np.concatenate([ql.reshape(len(x), 128), qh.reshape(len(x), 64), sc.view(np.uint8), _f16_bytes(d)], axis=1)
 
 
 def quantize_k(values: np.ndarray, qtype: QType) -> np.ndarray:

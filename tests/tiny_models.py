@@ -347,9 +347,7 @@ class TinyModel:
             hooks = [m.register_forward_pre_hook(_rounding_hook(activation_block)) for m in layers]
         try:
             with torch.no_grad():
-                hidden = self.torch_model.model(
-                    input_ids=ids, position_ids=where, use_cache=False
-                ).last_hidden_state
+                hidden = self.torch_model.model(input_ids=ids, position_ids=where, use_cache=False).last_hidden_state
                 return self.torch_model.lm_head(hidden)[0].numpy()
         finally:
             for hook in hooks:

@@ -304,6 +304,23 @@ def rope(x: F32Array, angles: F64Array, *, interleaved: bool) -> F64Array:
     return out
 
 
+def round_kv(x: F32Array, cache_type: str) -> F32Array:
+    """Keys or values f32 [..., D] as a cache of type "f16" or "q8_0" gives them back.
+
+    q8_0 here: per token, head and 32 dims (fewer at the end), scale = max |x| / 127 kept in f32,
+    q = round_half_even(x / scale).
+    """
+    if cache_type == "f16":
+        return x.astype(np.float16).astype(np.float32)
+    width = x.shape[-1]
+    group = min(32, width)
+    groups = np.asarray(_padded(x.reshape(-1, width), group)).reshape(-1, group)
+    scale = np.abs(groups).max(axis=-1, keepdims=True) / np.float32(127)
+    q = np.rint(groups / np.where(scale > 0, scale, np.float32(1)))
+    rows = np.asarray(q * scale, np.float32).reshape(x.size // width, -1)
+    return rows[:, :width].reshape(x.shape)
+
+
 def attention(
     q: F32Array,
     k_cache: npt.NDArray[np.floating],

@@ -1,0 +1,292 @@
+"""Operations of a native program against the NumPy truth, one small program each."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from autoglm import kernels
+from autoglm.kernels import reference
+from tests.kernels.blocks import random_weights
+from tests.kernels.conftest import make_runtime
+
+MAX_TOKENS = 96
+
+
+def run(program: kernels.Program, num_tokens: int, **step: np.ndarray) -> None:
+    """One step whose arrays default to a single fresh sequence in blocks 0, 1, 2, ..."""
+    positions = np.tile(np.arange(num_tokens, dtype=np.int32), (3, 1))
+    arrays = {
+        "token_ids": np.zeros(num_tokens, np.int32),
+        "positions": positions,
+        "slot_mapping": positions[0].copy(),
+        "cu_seqlens_q": np.array([0, num_tokens], np.int32),
+        "context_lens": np.array([num_tokens], np.int32),
+        "block_tables": np.arange(-(-num_tokens // 16), dtype=np.int32)[None, :],
+        "logits_rows": np.zeros(0, np.int32),
+    }
+    program.run(**{name: np.ascontiguousarray(value, np.int32) for name, value in (arrays | step).items()})
+
+
+def identity(runtime: kernels.Runtime, width: int) -> kernels.Matrix:
+    return kernels.Matrix.pack(runtime, np.eye(width, dtype="<f4").reshape(-1).view(np.uint8), 0, width, width)
+
+
+@pytest.mark.parametrize("width", [64, 96, 576, 1040])
+def test_norm(runtime: kernels.Runtime, width: int) -> None:
+    """Plain, after adding a branch, and after adding a normed branch; float output through an identity matrix."""
+    rng = np.random.default_rng(0)
+    x, branch = rng.normal(0, 2, (2, 5, width)).astype(np.float32)
+    weight, post = (1 + rng.normal(0, 0.2, (2, width))).astype(np.float32)
+    for mode in ("plain", "branch", "post"):
+        program = kernels.Program(runtime, MAX_TOKENS)
+        rows, side, out, act = (program.buffer(width), program.buffer(width), program.buffer(width), None)
+        act = program.activation(width)
+        options = {} if mode == "plain" else {"branch": side}
+        if mode == "post":
+            options["post_weight"] = post
+        program.norm(rows, act, weight, 1e-5, **options)
+        program.linear(act, [identity(runtime, width)], out)
+        program.result(out)
+        program.view(rows)[:5], program.view(side)[:5] = x, branch
+        run(program, 5)
+        added = x.astype(np.float64)
+        if mode == "branch":
+            added = added + branch
+        if mode == "post":
+            added = added + reference.rms_norm(branch, post, 1e-5)
+        np.testing.assert_allclose(program.view(rows)[:5], added, rtol=2e-6, atol=2e-6)
+        np.testing.assert_allclose(program.view(out)[:5], reference.rms_norm(added, weight, 1e-5), rtol=3e-6, atol=3e-6)
+
+
+@pytest.mark.parametrize("type_id", sorted(reference.BLOCKS), ids=reference.TYPE_NAMES.get)
+def test_embedding_rows(runtime: kernels.Runtime, type_id: int) -> None:
+    table = random_weights(type_id, 40, 256)
+    program = kernels.Program(runtime, MAX_TOKENS)
+    out = program.buffer(256)
+    program.embed(table, type_id, 40, 256, out)
+    program.result(out)
+    tokens = np.array([39, 0, 7, 7], np.int32)
+    run(program, 4, token_ids=tokens)
+    truth = reference.dequantize(type_id, table, 40 * 256).reshape(40, 256)[tokens]
+    np.testing.assert_array_equal(program.view(out)[:4], truth)
+
+
+@pytest.mark.parametrize("types", [(reference.Q4_K, reference.Q5_0), (reference.Q4_1, reference.Q4_1), (0, 0)])
+def test_gated_mlp(runtime: kernels.Runtime, types: tuple[int, int]) -> None:
+    """silu(gate x) * up x, re-quantized chunk by chunk, then multiplied: gate and up of 288 rows (288 = 32 mod 256)."""
+    outer, inner = types
+    width, ffn = 256, 288
+    gate, up = (random_weights(outer, ffn, width, seed) for seed in (1, 2))
+    down = random_weights(inner, width, ffn, 3)
+    x = np.random.default_rng(4).normal(0, 0.3, (70, width)).astype(np.float32)
+    program = kernels.Program(runtime, MAX_TOKENS)
+    rows, out = program.buffer(width), program.buffer(width)
+    act, hidden = program.activation(width), program.activation(ffn)
+    program.quantize(rows, act)
+    pack = kernels.Matrix.pack
+    program.gated_mlp(act, pack(runtime, gate, outer, ffn, width), pack(runtime, up, outer, ffn, width), hidden)
+    program.linear(hidden, [pack(runtime, down, inner, width, ffn)], out)
+    program.result(out)
+    program.view(rows)[:70] = x
+    run(program, 70)
+    g, u = (reference.matmul(outer, w, ffn, x) for w in (gate, up))
+    h = reference.silu_mul(g.astype(np.float32), u.astype(np.float32)).astype(np.float32)
+    truth = reference.matmul(inner, down, width, h)
+    # A hidden value on the edge between two int8 codes may fall either way: one code of one block.
+    error = np.abs(program.view(out)[:70] - truth)
+    scale = np.abs(truth).max()
+    assert error.max() < (1e-5 if inner == 0 else 5e-3) * scale
+    assert np.median(error) < 1e-6 * scale
+
+
+def test_linear_parts_bias_and_accumulate(runtime: kernels.Runtime) -> None:
+    rng = np.random.default_rng(5)
+    x = rng.normal(0, 1, (13, 96)).astype(np.float32)
+    weights = [random_weights(reference.Q8_0, rows, 96, rows) for rows in (33, 5, 64)]
+    matrices = [
+        kernels.Matrix.pack(runtime, w, reference.Q8_0, rows, 96) for w, rows in zip(weights, (33, 5, 64), strict=True)
+    ]
+    bias = rng.normal(0, 1, 5).astype(np.float32)
+    program = kernels.Program(runtime, MAX_TOKENS)
+    rows, out, act = program.buffer(96), program.buffer(102), program.activation(96)
+    program.quantize(rows, act)
+    program.linear(act, matrices, out, biases=[None, bias, None])
+    program.linear(act, matrices, out, accumulate=True)
+    program.result(out)
+    program.view(rows)[:13] = x
+    run(program, 13)
+    parts = [reference.matmul(reference.Q8_0, w, n, x) for w, n in zip(weights, (33, 5, 64), strict=True)]
+    truth = 2 * np.concatenate(parts, axis=1)
+    truth[:, 33:38] += bias
+    np.testing.assert_allclose(program.view(out)[:13], truth, rtol=1e-5, atol=1e-5)
+
+
+class PagedAttention:
+    """A rope_cache + attention program and, beside it, the same caches in NumPy."""
+
+    def __init__(
+        self,
+        runtime: kernels.Runtime,
+        *,
+        heads: int = 6,
+        kv_heads: int = 2,
+        dim: int = 32,
+        rotary: int = 32,
+        interleaved: bool = True,
+        sections: tuple[int, int, int] | None = None,
+        cache_type: str = "f16",
+        num_blocks: int = 40,
+    ) -> None:
+        self.heads, self.kv_heads, self.dim, self.cache_type = heads, kv_heads, dim, cache_type
+        self.rotary, self.interleaved, self.sections = rotary, interleaved, sections
+        self.width = (heads + 2 * kv_heads) * dim
+        self.keys = np.zeros((num_blocks, 16, kv_heads, dim), np.float32)
+        self.values = np.zeros_like(self.keys)
+        self.program = kernels.Program(runtime, MAX_TOKENS)
+        self.qkv, self.out = self.program.buffer(self.width), self.program.buffer(heads * dim)
+        cache = kernels.KvCache(1, num_blocks, kv_heads, dim, cache_type, cache_type)
+        frequencies = (10000.0 ** (-np.arange(0, rotary, 2) / rotary)).astype(np.float32)
+        self.program.set_attention(cache, heads, rotary, interleaved, sections or (rotary // 2, 0, 0), dim, frequencies)
+        self.program.rope_cache(self.qkv, 0)
+        self.program.attention(self.qkv, 0, self.out)
+        self.program.result(self.out)
+
+    def step(self, rows: np.ndarray, **arrays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Native and true attention output of one step, both [T, heads * dim]."""
+        count = len(rows)
+        self.program.view(self.qkv)[:count] = rows
+        run(self.program, count, **arrays)
+        angles = reference.rope_angles(arrays["positions"], self.rotary, 10000.0, self.sections)
+        split = rows.reshape(count, -1, self.dim)
+        q = reference.rope(split[:, : self.heads], angles, interleaved=self.interleaved)
+        k = reference.rope(split[:, self.heads : self.heads + self.kv_heads], angles, interleaved=self.interleaved)
+        block, offset = np.divmod(arrays["slot_mapping"], 16)
+        self.keys[block, offset] = reference.round_kv(k.astype(np.float32), self.cache_type)
+        self.values[block, offset] = reference.round_kv(split[:, self.heads + self.kv_heads :], self.cache_type)
+        truth = reference.attention(
+            q.astype(np.float32), self.keys, self.values, arrays["cu_seqlens_q"], arrays["context_lens"],
+            arrays["block_tables"], self.dim**-0.5,
+        )  # fmt: skip
+        return self.program.view(self.out)[:count].copy(), truth.reshape(count, -1)
+
+
+def ragged_step(starts: list[int], counts: list[int], tables: np.ndarray) -> dict[str, np.ndarray]:
+    """Arrays for sequences that have `starts` tokens cached and bring `counts` more."""
+    where = [np.arange(s, s + n) for s, n in zip(starts, counts, strict=True)]
+    slots = [tables[i, w // 16] * 16 + w % 16 for i, w in enumerate(where)]
+    return {
+        "positions": np.tile(np.concatenate(where), (3, 1)).astype(np.int32),
+        "slot_mapping": np.concatenate(slots).astype(np.int32),
+        "cu_seqlens_q": np.cumsum([0, *counts]).astype(np.int32),
+        "context_lens": (np.array(starts) + counts).astype(np.int32),
+        "block_tables": tables.astype(np.int32),
+    }
+
+
+SHAPES = {
+    "llama": {"heads": 6, "kv_heads": 2, "dim": 32, "rotary": 32, "interleaved": True},
+    "smollm2": {"heads": 9, "kv_heads": 3, "dim": 64, "rotary": 64, "interleaved": True},
+    "glm4": {"heads": 32, "kv_heads": 2, "dim": 128, "rotary": 64, "interleaved": True},
+    "glm4_mrope": {"heads": 4, "kv_heads": 2, "dim": 16, "rotary": 8, "interleaved": False, "sections": (1, 1, 2)},
+    "odd": {"heads": 5, "kv_heads": 1, "dim": 48, "rotary": 32, "interleaved": False},
+}
+
+
+@pytest.mark.parametrize("cache_type", ["f16", "q8_0"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_paged_attention(runtime: kernels.Runtime, shape: str, cache_type: str) -> None:
+    """Prefill, chunked prefill and decode of three ragged sequences in scattered blocks.
+
+    A key on the edge between two stored values may round either way, hence the bound of about one such step.
+    """
+    rng = np.random.default_rng(6)
+    paged = PagedAttention(runtime, cache_type=cache_type, **SHAPES[shape])
+    tables = rng.permutation(39)[:21].reshape(3, 7)
+    starts = [0, 0, 0]
+    for counts in ([37, 1, 17], [16, 40, 1], [1, 1, 1], [2, 30, 33]):
+        arrays = ragged_step(starts, counts, tables)
+        rows = rng.normal(0, 1, (sum(counts), paged.width)).astype(np.float32)
+        ours, truth = paged.step(rows, **arrays)
+        np.testing.assert_allclose(ours, truth, atol=2e-3 if cache_type == "f16" else 2e-2)
+        assert np.median(np.abs(ours - truth)) < (2e-6 if cache_type == "f16" else 1e-5)
+        starts = [s + n for s, n in zip(starts, counts, strict=True)]
+
+
+def test_rope_uses_each_axis(runtime: kernels.Runtime) -> None:
+    paged = PagedAttention(runtime, **SHAPES["glm4_mrope"])
+    arrays = ragged_step([0], [20], np.arange(2)[None])
+    arrays["positions"] = np.stack([np.arange(20), np.arange(20) // 5 * 9, np.arange(20) % 5 * 30]).astype(np.int32)
+    rows = np.random.default_rng(7).normal(0, 1, (20, paged.width)).astype(np.float32)
+    ours, truth = paged.step(rows, **arrays)
+    np.testing.assert_allclose(ours, truth, atol=2e-3)
+    for order in ([1, 0, 2], [0, 2, 1]):
+        other = PagedAttention(runtime, **SHAPES["glm4_mrope"])
+        swapped = arrays | {"positions": np.ascontiguousarray(arrays["positions"][order])}
+        assert np.abs(other.step(rows, **swapped)[0] - ours).max() > 0.1
+
+
+@pytest.mark.parametrize("cache_type", ["f16", "q8_0"])
+def test_attention_is_batch_and_chunk_invariant(runtime: kernels.Runtime, cache_type: str) -> None:
+    """The same bits in one chunk, in chunks of 16 and of 5, and with another sequence in the batch."""
+    rng = np.random.default_rng(8)
+    shape = SHAPES["glm4"]
+    rows = rng.normal(0, 1, (50, (32 + 4) * 128)).astype(np.float32)
+    other = rng.normal(0, 1, (9, (32 + 4) * 128)).astype(np.float32)
+    tables = np.array([[3, 1, 4, 10], [7, 0, 0, 0]])
+
+    def fresh() -> PagedAttention:
+        return PagedAttention(runtime, cache_type=cache_type, **shape)
+
+    whole, _ = fresh().step(rows, **ragged_step([0], [50], tables[:1]))
+    for chunk in (16, 5, 1):
+        paged, pieces = fresh(), []
+        for begin in range(0, 50, chunk):
+            count = min(chunk, 50 - begin)
+            pieces.append(paged.step(rows[begin : begin + count], **ragged_step([begin], [count], tables[:1]))[0])
+        np.testing.assert_array_equal(np.concatenate(pieces), whole)
+    both, _ = fresh().step(np.concatenate([rows, other]), **ragged_step([0, 0], [50, 9], tables))
+    np.testing.assert_array_equal(both[:50], whole)
+
+
+def test_stale_cache_is_never_seen(runtime: kernels.Runtime) -> None:
+    """Slots past the context hold NaN from an earlier owner of the block; the answer must not."""
+    paged = PagedAttention(runtime, **SHAPES["llama"])
+    poison = np.full((32, paged.width), np.nan, np.float32)
+    tables = np.array([[5, 6]])
+    with np.errstate(invalid="ignore"):
+        paged.step(poison, **ragged_step([0], [32], tables))
+    rows = np.random.default_rng(9).normal(0, 1, (19, paged.width)).astype(np.float32)
+    ours, truth = paged.step(rows, **ragged_step([0], [19], tables))
+    assert np.isfinite(ours).all()
+    np.testing.assert_allclose(ours, truth, atol=2e-3)
+
+
+def test_argmax(runtime: kernels.Runtime) -> None:
+    rng = np.random.default_rng(10)
+    for size in (1, 15, 16, 17, 1000):
+        x = rng.normal(size=size).astype(np.float32)
+        assert kernels.argmax(runtime, x) == x.argmax()
+    ties = np.array([0.0, 3.0, 1.0, 3.0] * 9, np.float32)
+    assert kernels.argmax(runtime, ties) == 1
+    for bad in (np.nan, np.inf):
+        for at in (0, 17, 33):
+            x = np.zeros(34, np.float32)
+            x[at] = bad
+            assert kernels.argmax(runtime, x) == -1
+
+
+def test_run_refuses_what_would_read_outside() -> None:
+    paged = PagedAttention(make_runtime("scalar", 1), **SHAPES["llama"])
+    good = ragged_step([0], [4], np.array([[0]]))
+    wrong = {
+        "slot_mapping": np.array([0, 1, 2, 40 * 16]),
+        "block_tables": np.array([[40]]),
+        "context_lens": np.array([17]),
+        "cu_seqlens_q": np.array([0, 5]),
+        "positions": np.full((3, 4), -1),
+        "logits_rows": np.array([4]),
+    }
+    for name, value in wrong.items():
+        with pytest.raises(ValueError):
+            run(paged.program, 4, **(good | {name: value}))
