@@ -47,7 +47,7 @@ def serve(model: ModelOptions, options: ServeOptions) -> None:
             f"{options.host} is open to the network and no --api-key is set: "
             "whoever reaches this machine can use the model"
         )
-    driver = EngineDriver(loaded.engine, max_in_flight=model.parallel + model.queue)
+    driver = EngineDriver(loaded.engine)
     app = create_app(
         driver,
         loaded.tokenizer,
