@@ -169,3 +169,20 @@ def test_other_salt_shares_nothing() -> None:
     answers = serve(engine, pair)
     assert [answers[s].last.num_cached_tokens for s in "ab"] == [0, 0]
     assert answers["a"].token_ids == answers["b"].token_ids
+
+
+def test_one_who_waited_for_a_shared_prompt_keeps_its_seniority() -> None:
+    """Admitted after a younger stranger, it is still the stranger that is preempted first."""
+    engine = make_engine(FakeRunner(num_blocks=20), max_num_batched_tokens=32)
+    first, twin = make_sequence("first", prompt(0, 100)), make_sequence("twin", prompt(0, 100), max_tokens=150)
+    stranger = make_sequence("stranger", prompt(3, 4), max_tokens=150)
+    for sequence in (first, twin, stranger):
+        engine.add(sequence)
+    answers: dict[str, Answer] = {}
+    step(engine, answers)
+    assert [s.request_id for s in engine.scheduler.running] == ["first", "stranger"]
+    while len(engine.scheduler.running) < 3 and engine.has_work():
+        step(engine, answers)
+    assert [s.request_id for s in engine.scheduler.running] == ["first", "twin", "stranger"]
+    drain(engine, answers)
+    assert twin.num_preemptions == 0 and stranger.num_preemptions > 0
