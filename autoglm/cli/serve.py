@@ -38,26 +38,25 @@ def serve(model: ModelOptions, options: ServeOptions) -> None:
     model_id, _ = served_names(model)
     logger.info(f"Starting {model_id} server...")
     # Held from now on, so that no other program takes the port while the model loads.
-    sock = reserve_socket(options.host, options.port)
-    with ProgressBars() as bars:
-        loaded = load_model(find_model(model, bars.report), model, bars.report)
-    logger.info(describe(loaded))
-    if options.api_key is None and not _is_loopback(options.host):
-        logger.warning(
-            f"{options.host} is open to the network and no --api-key is set: "
-            "whoever reaches this machine can use the model"
+    with reserve_socket(options.host, options.port) as sock:
+        with ProgressBars() as bars:
+            loaded = load_model(find_model(model, bars.report), model, bars.report)
+        logger.info(describe(loaded))
+        if options.api_key is None and not _is_loopback(options.host):
+            logger.warning(
+                f"{options.host} is open to the network and no --api-key is set: "
+                "whoever reaches this machine can use the model"
+            )
+        app = create_app(
+            EngineDriver(loaded.engine),
+            loaded.tokenizer,
+            loaded.template,
+            model_id=loaded.model_id,
+            aliases=loaded.aliases,
+            api_key=options.api_key,
+            settings=settings,
         )
-    driver = EngineDriver(loaded.engine)
-    app = create_app(
-        driver,
-        loaded.tokenizer,
-        loaded.template,
-        model_id=loaded.model_id,
-        aliases=loaded.aliases,
-        api_key=options.api_key,
-        settings=settings,
-    )
-    run_server(app, sock=sock, log=_announce)
+        run_server(app, sock=sock, log=_announce)
 
 
 def _announce(line: str) -> None:

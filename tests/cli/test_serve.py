@@ -1,0 +1,114 @@
+"""autoglm serve end to end: a process on a free port, its log, real answers, a clean end on SIGTERM."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from autoglm import cli
+from tests.cli.serving import ServerProcess, serving
+from tests.tiny_models import TinyModel
+
+
+@pytest.fixture(scope="module")
+def server(tiny_glm4_mrope: TinyModel) -> Iterator[ServerProcess]:
+    with serving("-m", str(tiny_glm4_mrope.path), "--alias", "autoglm-phone-9b,phone", "-t", "1") as running:
+        yield running
+
+
+def test_log_lines_in_order(server: ServerProcess) -> None:
+    lines = server.lines
+    assert lines[0] == "INFO: Starting autoglm-phone-9b server..."
+    loading = [line for line in lines if line.startswith("INFO: Loading GLM backbone with ")]
+    assert len(loading) == 1 and loading[0].endswith(" parameters")
+    assert lines.index(loading[0]) == 1
+    assert any(line.startswith("INFO: Memory: weights ") for line in lines)
+    assert lines[-1] == f"INFO: Server running on port {server.port}"
+    assert all(line.startswith(("INFO: ", "WARNING: ")) for line in lines)
+
+
+def test_every_alias_is_served(server: ServerProcess) -> None:
+    with openai.OpenAI(base_url=server.url, api_key="EMPTY") as client:
+        assert [model.id for model in client.models.list()] == ["autoglm-phone-9b", "phone"]
+        for name in ("autoglm-phone-9b", "phone"):
+            reply = client.chat.completions.create(
+                model=name, messages=[{"role": "user", "content": "open the settings"}], max_tokens=8, temperature=0
+            )
+            assert reply.usage is not None and reply.usage.completion_tokens <= 8
+
+
+def test_taken_port_names_a_free_one(server: ServerProcess, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["serve", "--port", str(server.port)]) == 2
+    assert f"port {server.port} on 127.0.0.1 is taken" in capfd.readouterr().err
+
+
+def test_key_from_the_environment_is_demanded_and_never_logged(tiny_llama: TinyModel) -> None:
+    with serving("-m", str(tiny_llama.path), "-t", "1", AUTOGLM_API_KEY="sesame-4711") as server:
+        assert httpx.get(f"{server.url}/models").status_code == 401
+        right = {"Authorization": "Bearer sesame-4711"}
+        assert httpx.get(f"{server.url}/models", headers=right).status_code == 200
+        assert server.stop() == 0
+    assert "sesame" not in "\n".join(server.lines)
+
+
+def test_open_network_without_a_key_is_warned_about(tiny_llama: TinyModel) -> None:
+    with serving("-m", str(tiny_llama.path), "-t", "1", "--host", "0.0.0.0") as server:
+        assert any(line.startswith("WARNING: 0.0.0.0 is open to the network") for line in server.lines)
+        assert server.stop() == 0
+
+
+def test_sigterm_lets_a_running_answer_finish(tiny_llama: TinyModel) -> None:
+    with serving("-m", str(tiny_llama.path), "-t", "1", "-c", "2000") as server:
+        body = {"prompt": "the phone", "max_tokens": 1500, "temperature": 0, "ignore_eos": True}
+        replies: list[httpx.Response] = []
+        asking = threading.Thread(
+            target=lambda: replies.append(httpx.post(f"{server.url}/completions", json=body, timeout=120))
+        )
+        asking.start()
+        metrics = server.url.removesuffix("/v1") + "/metrics"
+        deadline = time.monotonic() + 30
+        while "autoglm_num_requests_running 1" not in _running(metrics) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert server.stop() == 0
+        asking.join(timeout=60)
+    assert replies and replies[0].status_code == 200
+    assert replies[0].json()["usage"]["completion_tokens"] == 1500
+
+
+def _running(metrics_url: str) -> str:
+    lines = httpx.get(metrics_url).text.splitlines()
+    values = [line.rpartition(" ")[2] for line in lines if "running" in line and not line.startswith("#")]
+    return "autoglm_num_requests_running 1" if any(float(value) >= 1 for value in values) else ""
+
+
+def test_default_model_answers(smollm2_path: Path) -> None:
+    """No flags at all: what the README's first command does, with real weights."""
+    with serving() as server:
+        assert server.lines[:2] == [
+            "INFO: Starting SmolLM2-135M-Instruct server...",
+            "INFO: Loading GLM backbone with 135M parameters",
+        ]
+        with openai.OpenAI(base_url=server.url, api_key="EMPTY") as client:
+            completion = client.completions.create(
+                model="SmolLM2-135M-Instruct", prompt="The capital of France is", max_tokens=4, temperature=0
+            )
+            assert "Paris" in completion.choices[0].text
+            pieces = [
+                chunk.choices[0].delta.content or ""
+                for chunk in client.chat.completions.create(
+                    model="smollm2-135m",
+                    messages=[{"role": "user", "content": "Name three colours."}],
+                    max_tokens=32,
+                    temperature=0,
+                    stream=True,
+                )
+                if chunk.choices
+            ]
+        assert len(pieces) > 5 and "".join(pieces).strip()
+        assert server.stop() == 0
