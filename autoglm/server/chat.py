@@ -18,7 +18,7 @@ from autoglm.engine.sequence import Sequence, SequenceOutput
 from autoglm.errors import EngineError
 from autoglm.server.body import read_object, validate
 from autoglm.server.driver import OutputStream
-from autoglm.server.prompts import OPEN_TAG, ChatPrompt, build_chat_prompt
+from autoglm.server.prompts import CLOSE_TAG, OPEN_TAG, ChatPrompt, build_chat_prompt
 from autoglm.server.replies import Tally, chat_logprobs, new_id
 from autoglm.server.sampling_fields import sampling_params
 from autoglm.server.schemas import ChatRequest
@@ -49,6 +49,8 @@ class ChatChoice:
         )
         # The prompt ends in the opening tag; a client that reads only content gets a whole pair.
         self._lead = OPEN_TAG if prompt.starts_in_thought and prompt.mode == "inline" else ""
+        is_json = prompt.constraints[index] is not None and not request.tools
+        self._json_start = _JsonStart(prompt.starts_in_thought) if is_json else None
 
     def push(self, output: SequenceOutput) -> list[dict[str, Any]]:
         """Take in one output of the engine; the deltas it makes. Raises EngineError if the engine gave up."""
@@ -57,9 +59,16 @@ class ChatChoice:
         if output.logprobs:
             self.logprobs += output.logprobs
         text, self._lead = self._lead + output.text, ""
+        rest = ""
+        if self._json_start is not None:
+            text, rest = self._json_start.split(text)
         deltas = self._parser.push(text) if text else []
+        if rest:
+            deltas.append(Delta("content", rest))
         if output.finish_reason is not None:
-            deltas += self._parser.finish(output.finish_reason)
+            # JSON went past the parser, which must not take the thought for the only content there is.
+            has_json = self._json_start is not None and self._json_start.has_ended
+            deltas += self._parser.finish("length" if has_json else output.finish_reason)
             self.stop_reason = output.stop_reason
         result = [delta for parsed in deltas if (delta := self._take(parsed))]
         if output.finish_reason is not None:
@@ -110,6 +119,32 @@ class ChatChoice:
             message["tool_calls"] = self.tool_calls
             message["content"] = self.content or None
         return message
+
+
+class _JsonStart:
+    """Where JSON begins after a thought: from there on a tag in a string is text like any other."""
+
+    def __init__(self, starts_in_thought: bool) -> None:
+        self._is_in_thought = starts_in_thought
+        self.has_ended = False
+        self._tail = ""
+
+    def split(self, text: str) -> tuple[str, str]:
+        """(for the parser, for the content as it is)."""
+        if self.has_ended:
+            return "", text
+        seen = self._tail + text
+        if not self._is_in_thought and seen.lstrip().startswith(OPEN_TAG):
+            self._is_in_thought = True
+        if not self._is_in_thought and not OPEN_TAG.startswith(seen.lstrip()):
+            self.has_ended = True
+            return "", text
+        end = seen.find(CLOSE_TAG) + len(CLOSE_TAG) - len(self._tail)
+        if self._is_in_thought and CLOSE_TAG in seen:
+            self.has_ended = True
+            return text[:end], text[end:]
+        self._tail = seen[-len(CLOSE_TAG) :]
+        return text, ""
 
 
 @dataclass

@@ -33,14 +33,14 @@ def reserve_socket(host: str, port: int) -> socket.socket:
     port  0 lets the system choose one
     Raises ConfigError with the mend: taken, forbidden, or no such address.
     """
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"--port is {port}, expected 0 to 65535")
     try:
         family, kind, proto, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except (socket.gaierror, UnicodeError):
         raise ConfigError(f"--host {host!r} is no address of this machine; use 127.0.0.1 or 0.0.0.0") from None
-    except OverflowError:
-        raise ConfigError(f"--port {port} is out of range; use 1 to 65535") from None
     sock = socket.socket(family, kind, proto)
     try:
         if sys.platform != "win32":

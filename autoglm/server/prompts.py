@@ -18,7 +18,6 @@ OPEN_TAG, CLOSE_TAG, ANSWER_TAG = "<think>", "</think>", "<answer>"
 # A generation prompt ends in a tag and at most some white space after it.
 TAIL_TOKENS = 4
 DIAL_NAMES = frozenset({"enable_thinking", "thinking_budget", "reasoning_effort", "thinking"})
-RESERVED_NAMES = frozenset({"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"})
 
 MEDIA_PARTS = {
     "image_url": "images",
@@ -127,11 +126,8 @@ def tool_dicts(tools: list[Tool] | None) -> list[dict[str, Any]] | None:
 
 
 def _template_extra(request: ChatRequest) -> dict[str, Any]:
+    """chat_template_kwargs for the template itself: what is neither the dial nor no name at all."""
     extra = request.chat_template_kwargs or {}
-    for name in extra:
-        if name in RESERVED_NAMES:
-            path = f"chat_template_kwargs.{name}"
-            raise RequestError(f"{path}: is the server's to set", param=path, code="invalid_value")
     return {name: value for name, value in extra.items() if name not in DIAL_NAMES and name.isidentifier()}
 
 
