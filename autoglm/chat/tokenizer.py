@@ -165,7 +165,7 @@ class Tokenizer:
         tokens = _strings(gguf, "tokenizer.ggml.tokens")
         token_types = gguf.get("tokenizer.ggml.token_type", list, None)
         if token_types is None:
-            token_types = [TokenType.NORMAL] * len(tokens)
+            token_types = [int(TokenType.NORMAL)] * len(tokens)
         if len(token_types) != len(tokens) or not all(type(kind) is int for kind in token_types):
             raise FormatError(
                 f"{gguf.path}: tokenizer.ggml.token_type has {len(token_types)} entries, expected one integer "
