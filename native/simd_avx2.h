@@ -9,6 +9,7 @@ struct vb { __m256i a, b; };  // 64 bytes
 
 constexpr int kTileT = 3;     // 6 int + 6 float accumulators + 2 weights + 1 broadcast + ones = 16 registers
 constexpr int kTileR = 1;
+constexpr int kDirectRows = 1;  // up to here weights go from memory to registers to products
 constexpr bool kQ8Unsigned = false;  // vpmaddubsw would saturate on 255 * 127 * 2: keep the sign instead
 constexpr const char* kIsaName = "avx2";
 
@@ -105,6 +106,13 @@ inline vi dot2(vi acc, const int16_t* m, const int16_t* s) {
   const __m256i v = _mm256_set1_epi32(x);
   return {_mm256_add_epi32(acc.a, _mm256_madd_epi16(_mm256_load_si256((const __m256i*)m), v)),
           _mm256_add_epi32(acc.b, _mm256_madd_epi16(_mm256_load_si256((const __m256i*)(m + 16)), v))};
+}
+inline vi dot2_u8(vi acc, const uint8_t* m, const int16_t* s) {
+  int32_t x;
+  __builtin_memcpy(&x, s, 4);
+  const __m256i v = _mm256_set1_epi32(x);
+  return {_mm256_add_epi32(acc.a, _mm256_madd_epi16(_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)m)), v)),
+          _mm256_add_epi32(acc.b, _mm256_madd_epi16(_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)(m + 16))), v))};
 }
 inline void widen_u8(int16_t* dst, const uint8_t* src) {
   _mm256_store_si256((__m256i*)dst, _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)src)));

@@ -9,6 +9,7 @@ using vb = __m512i;  // 64 bytes: 16 rows x 4 columns
 
 constexpr int kTileT = 6;      // 12 int + 12 float accumulators + 2 weights + 1 broadcast fit 32 registers
 constexpr int kTileR = 2;
+constexpr int kDirectRows = 4;  // up to here weights go from memory to registers to products
 constexpr bool kQ8Unsigned = true;
 constexpr const char* kIsaName = "avx512-vnni";
 
@@ -71,6 +72,11 @@ inline vi dot2(vi acc, const int16_t* m, const int16_t* s) {
   int32_t x;
   __builtin_memcpy(&x, s, 4);
   return _mm512_dpwssd_epi32(acc, _mm512_load_si512((const void*)m), _mm512_set1_epi32(x));
+}
+inline vi dot2_u8(vi acc, const uint8_t* m, const int16_t* s) {
+  int32_t x;
+  __builtin_memcpy(&x, s, 4);
+  return _mm512_dpwssd_epi32(acc, _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)m)), _mm512_set1_epi32(x));
 }
 inline void widen_u8(int16_t* dst, const uint8_t* src) {  // 32 values
   _mm512_store_si512((void*)dst, _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i*)src)));

@@ -9,6 +9,7 @@ struct vb { uint8_t v[64]; };
 
 constexpr int kTileT = 2;
 constexpr int kTileR = 1;
+constexpr int kDirectRows = 1;  // up to here weights go from memory to registers to products
 constexpr bool kQ8Unsigned = false;
 constexpr const char* kIsaName = "scalar";
 
@@ -124,6 +125,10 @@ inline vi dot4_q8(vi acc, vb w, Quad a) {
   return acc;
 }
 inline vi dot2(vi acc, const int16_t* m, const int16_t* s) {
+  LANES acc.v[i] += m[2 * i] * s[0] + m[2 * i + 1] * s[1];
+  return acc;
+}
+inline vi dot2_u8(vi acc, const uint8_t* m, const int16_t* s) {
   LANES acc.v[i] += m[2 * i] * s[0] + m[2 * i + 1] * s[1];
   return acc;
 }
