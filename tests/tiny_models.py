@@ -1,7 +1,7 @@
 """Tiny random checkpoints: made with transformers, written to GGUF, each with its torch model as oracle.
 
 Weights are re-randomised: the default initialisation has unit norms and zero biases and would hide a
-forgotten norm, bias or rotation. Matrices are N(0, 0.8 / sqrt(K)), embedding and head half of that, norms
+forgotten norm, bias or rotation. Matrices are N(0, 0.8 / sqrt(K)), embedding and head N(0, 0.3 / sqrt(K)), norms
 1 + N(0, 0.2), biases N(0, 0.2). Larger matrices (1.2 / sqrt(K)) were tried: attention gets so sharp that an
 f16 KV cache alone moves a logit by 3e-3 and int8 activations by 0.3, which would test chaos, not kernels.
 The oracle runs on the weights as the file holds them (dequantized), in float32.
@@ -10,7 +10,8 @@ The oracle runs on the weights as the file holds them (dequantized), in float32.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,8 +21,12 @@ import numpy as np
 import regex
 import torch
 from transformers import Glm4Config, Glm4ForCausalLM, Glm4vTextConfig, LlamaConfig, LlamaForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.glm4v.modeling_glm4v import Glm4vTextModel
 
+from autoglm.kernels import reference
 from tests.kquants import quantize
 
 QType = gguf.GGMLQuantizationType
@@ -219,7 +224,7 @@ def _randomise(model: torch.nn.Module, seed: int) -> None:
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.dim() == 2:
                 outer = "embed_tokens" in name or "lm_head" in name
-                parameter.copy_(noise * ((0.4 if outer else 0.8) / parameter.shape[1] ** 0.5))
+                parameter.copy_(noise * ((0.3 if outer else 0.8) / parameter.shape[1] ** 0.5))
             else:
                 parameter.copy_(noise * 0.2 + (0.0 if name.endswith("bias") else 1.0))
 
@@ -329,13 +334,19 @@ class TinyModel:
     torch_model: torch.nn.Module
 
     def logits(
-        self, token_ids: Iterable[int], positions: np.ndarray | None = None, *, activation_block: int | None = None
+        self,
+        token_ids: Iterable[int],
+        positions: np.ndarray | None = None,
+        *,
+        activation_block: int | None = None,
+        cache_type: str | None = None,
     ) -> np.ndarray:
         """f32 [T, vocab] of transformers in float32.
 
         positions         i32 [3, T] for M-RoPE; None = 0, 1, 2, ... on all axes
         activation_block  round the input of every linear layer to int8 with a scale per that many elements,
                           as a quantized engine does: an independent measure of that noise
+        cache_type        round keys and values as a cache of that type ("f16", "q8_0") does; None keeps float32
         """
         ids = torch.tensor([list(token_ids)])
         where = torch.arange(ids.shape[1])[None]
@@ -346,7 +357,7 @@ class TinyModel:
             layers = [m for m in self.torch_model.modules() if isinstance(m, torch.nn.Linear)]
             hooks = [m.register_forward_pre_hook(_rounding_hook(activation_block)) for m in layers]
         try:
-            with torch.no_grad():
+            with torch.no_grad(), rounded_cache(self.torch_model.model, cache_type):
                 hidden = self.torch_model.model(input_ids=ids, position_ids=where, use_cache=False).last_hidden_state
                 return self.torch_model.lm_head(hidden)[0].numpy()
         finally:
@@ -360,6 +371,32 @@ class TinyModel:
         for _ in range(num_tokens):
             ids.append(int(self.logits(ids)[-1].argmax()))
         return ids[start:]
+
+
+def _register_rounded_attention(cache_type: str) -> str:
+    """transformers' sdpa attention with keys and values rounded as our cache stores them."""
+
+    def attention(module, query, key, value, mask, **options):  # type: ignore[no-untyped-def]
+        key, value = (torch.from_numpy(reference.round_kv(x.contiguous().numpy(), cache_type)) for x in (key, value))
+        return sdpa_attention_forward(module, query, key, value, mask, **options)
+
+    name = f"rounded_{cache_type}"
+    ALL_ATTENTION_FUNCTIONS.register(name, attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(name, sdpa_mask)
+    return name
+
+
+@contextmanager
+def rounded_cache(decoder: torch.nn.Module, cache_type: str | None) -> Iterator[None]:
+    """Run a transformers decoder with its keys and values rounded to cache_type; None changes nothing."""
+    config = decoder.config
+    before = config._attn_implementation
+    if cache_type is not None:
+        config._attn_implementation = _register_rounded_attention(cache_type)
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
 
 def _rounding_hook(block: int) -> Callable[[torch.nn.Module, tuple[torch.Tensor]], tuple[torch.Tensor]]:
