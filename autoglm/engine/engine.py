@@ -118,7 +118,9 @@ class Engine:
         self._builder = BatchBuilder(
             max_num_batched_tokens=budget, max_num_seqs=config.max_num_seqs, block_size=runner.block_size
         )
-        self._sampler = Sampler(runner.vocab_size)
+        # Rows of the output matrix past the tokenizer's last id are padding; they stand for no text.
+        self._num_known_ids = min(runner.vocab_size, getattr(tokenizer, "vocab_size", runner.vocab_size))
+        self._sampler = Sampler(self._num_known_ids)
         self._eos = frozenset(tokenizer.eos_token_ids)
         self._visible_eos: frozenset[int] = frozenset(getattr(tokenizer, "eos_visible_token_ids", ()))
         self._sequences: dict[str, Sequence] = {}
@@ -241,12 +243,13 @@ class Engine:
         vocab_size = self.runner.vocab_size
         if min(sequence.token_ids) < 0 or max(sequence.token_ids) >= vocab_size:
             raise RequestError(f"the prompt holds a token id outside 0 to {vocab_size - 1}", param="prompt")
-        for name in ("logit_bias", "banned_token_ids"):
-            ids = getattr(sequence.params, name)
-            if ids and max(ids) >= vocab_size:
-                raise RequestError(
-                    f"{name} names token {max(ids)}, the vocabulary ends at {vocab_size - 1}", param=name
-                )
+        bias = sequence.params.logit_bias
+        if bias and max(bias) >= self._num_known_ids:
+            raise RequestError(
+                f"logit_bias names token {max(bias)}, the vocabulary ends at {self._num_known_ids - 1}",
+                param="logit_bias",
+            )
+        sequence.sampler.limit(self._num_known_ids)
 
     def _retry_after_s(self) -> int:
         """Seconds until about half the line will have been served, from the recent mean time per request."""
@@ -293,7 +296,7 @@ class Engine:
     def _choose_tokens(self, sequence: Sequence, logits: NDArray[np.float32], output: SequenceOutput) -> None:
         forced: SequenceABC[int] = sequence.tokens_to_force()
         if not forced:
-            sampled = self._sampler.sample(logits, sequence)
+            sampled = self._sampler.sample(logits[: self._num_known_ids], sequence)
             token_id = sampled.token_id
             if token_id in self._eos and sequence.must_close_thought:
                 forced = sequence.thought.rest_of_close() if sequence.thought is not None else ()
@@ -303,9 +306,10 @@ class Engine:
                 was_in_thought = sequence.is_in_thought
                 self._accept(sequence, token_id, output)
                 constraint = sequence.constraint
-                if constraint is not None and not was_in_thought and not sequence.is_in_thought:
+                has_stopped = sequence.finish_reason == "stop"
+                if constraint is not None and not (has_stopped or was_in_thought or sequence.is_in_thought):
                     constraint.accept(token_id)
-                    if sequence.finish_reason != "stop" and constraint.is_stopped():
+                    if constraint.is_stopped():
                         sequence.finish_reason = "stop"
                 forced = sequence.tokens_to_force()
         for token_id in forced:

@@ -129,10 +129,6 @@ class SamplingParams:
         """Whether the most likely token is always taken."""
         return self.temperature < MIN_TEMPERATURE
 
-    def max_token_id(self) -> int:
-        """The largest token id any field names, for the check against the vocabulary; 0 if none."""
-        return max((*self.logit_bias, *self.stop_token_ids, *self.banned_token_ids), default=0)
-
 
 class TokenLogprob(NamedTuple):
     """A token of the answer with the model's log-probability of it, natural log.
@@ -192,6 +188,10 @@ class SamplerState:
         """Never sample this id."""
         self._banned = np.union1d(self._banned, np.array([token_id], np.int64))
         self.changes_logits = True
+
+    def limit(self, vocab_size: int) -> None:
+        """Drop bans of ids that have no logit; a tokenizer may name more ids than the model has rows."""
+        self._banned = self._banned[self._banned < vocab_size]
 
     def apply(self, logits: NDArray[np.float32]) -> None:
         """Steps 1 to 3 and the bans, in place, touching only the ids concerned.
