@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,6 +151,13 @@ def captioned_files() -> list[Path]:
     ) + sorted(native)
 
 
+def rendered_tree() -> str:
+    """The README's tree as it has to be: `python tests/test_layout.py` prints it."""
+    entries = {str(path.relative_to(ROOT)): caption(path) for path in captioned_files()}
+    width = max(map(len, entries)) + 2
+    return "".join(f"{path:<{width}}{text}\n" for path, text in entries.items())
+
+
 def test_every_file_has_a_caption() -> None:
     for path in captioned_files():
         text = caption(path)
@@ -157,8 +165,11 @@ def test_every_file_has_a_caption() -> None:
 
 
 def test_readme_tree_lists_every_file_with_its_caption() -> None:
-    expected = {str(path.relative_to(ROOT)): caption(path) for path in captioned_files()}
-    assert tree_entries((ROOT / "README.md").read_text(encoding="utf-8")) == expected
+    for name in ("README.md", "README.zh.md"):
+        tree = tree_entries((ROOT / name).read_text(encoding="utf-8"))
+        assert tree == tree_entries(f"<!-- tree -->\n```text\n{rendered_tree()}```\n<!-- /tree -->"), (
+            f"{name}: the tree is old; mend: python tests/test_layout.py --write"
+        )
 
 
 def test_no_file_names_this_machine_or_a_registry() -> None:
@@ -172,3 +183,14 @@ def test_no_file_names_this_machine_or_a_registry() -> None:
             ):
                 text = path.read_bytes().decode("utf-8", "ignore")
                 assert not forbidden.search(text), f"{path.relative_to(ROOT)} names {forbidden.search(text)}"
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--write"]:
+        for name in ("README.md", "README.zh.md"):
+            readme = (ROOT / name).read_text(encoding="utf-8")
+            new = f"<!-- tree -->\n```text\n{rendered_tree()}```\n<!-- /tree -->"
+            readme = re.sub(r"<!-- tree -->.*?<!-- /tree -->", lambda _, new=new: new, readme, flags=re.DOTALL)
+            (ROOT / name).write_text(readme, encoding="utf-8")
+    else:
+        print(rendered_tree(), end="")
