@@ -1,6 +1,7 @@
 // nanobind only: check arguments, release the GIL, call the engine.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
@@ -236,6 +237,9 @@ NB_MODULE(_native, m) {
       .def("result", [](PyProgram& p, int x) { p.program.result(x); }, "x"_a)
       .def("run", &PyProgram::run, "token_ids"_a.noconvert(), "positions"_a.noconvert(), "slot_mapping"_a.noconvert(),
            "cu_seqlens_q"_a.noconvert(), "context_lens"_a.noconvert(), "block_tables"_a.noconvert(), "logits_rows"_a.noconvert())
+      .def("set_profiling", [](PyProgram& p, bool on) { p.program.set_profiling(on); }, "on"_a)
+      .def_prop_ro("profile_s", [](const PyProgram& p) { return p.program.profile_s(); },
+                   "Wall seconds by kind of operation since profiling was switched on.")
       .def("view", &PyProgram::view, "buffer"_a, "The buffer as f32 [max_tokens, width], shared memory.")
       .def_prop_ro("nbytes", [](const PyProgram& p) { return p.program.nbytes(); });
 

@@ -2,6 +2,7 @@
 #include "program.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
@@ -71,10 +72,12 @@ KvCache::KvCache(int num_layers, int num_blocks, int kv_heads, int head_dim, KvT
 struct Program::Op {
   bool logits = false;  // rows are Step::logits_rows, not all tokens
   virtual ~Op() = default;
+  virtual const char* name() const = 0;
   virtual void run(Program& p, const Step& step, int rows) = 0;
 };
 
 struct Program::Embed : Op {
+  const char* name() const override { return "embed"; }
   QuantType type;
   const uint8_t* table;
   size_t row_size;
@@ -88,6 +91,7 @@ struct Program::Embed : Op {
 };
 
 struct Program::Norm : Op {
+  const char* name() const override { return "norm"; }
   Buffer *x, *branch;
   std::vector<float> post_weight, weight;
   float eps;
@@ -108,6 +112,7 @@ struct Program::Norm : Op {
 };
 
 struct Program::Quantize : Op {
+  const char* name() const override { return "quantize"; }
   Buffer* x;
   Activation* act;
   void run(Program& p, const Step&, int rows) override {
@@ -119,6 +124,7 @@ struct Program::Quantize : Op {
 };
 
 struct Program::Linear : Op {
+  const char* name() const override { return logits ? "logits" : "linear"; }
   Activation* act;
   std::vector<Part> parts;
   std::vector<int> first_panel;
@@ -159,12 +165,13 @@ struct Program::Linear : Op {
 };
 
 struct Program::GatedMlp : Op {
+  const char* name() const override { return "gated_mlp"; }
   Activation *act, *result;
   std::shared_ptr<Matrix> gate, up;
   // One item is 256 columns of the hidden layer: the span one activation scale covers.
   void run(Program& p, const Step&, int rows) override {
     const ActView in = act->view(), out = result->view();
-    const int width = gate->view().rows, per_chunk = kChunk / kPanelRows;
+    const int per_chunk = kChunk / kPanelRows;
     for (int begin = 0; begin < rows; begin += kRowBlock) {
       const int n = std::min(kRowBlock, rows - begin);
       p.pool_.parallel_for(result->chunks(), [&](int chunk, int thread) {
@@ -178,7 +185,6 @@ struct Program::GatedMlp : Op {
             p.kernels_.silu_mul(g + t * kPanelRows, u + t * kPanelRows, kPanelRows,
                                 h + t * kChunk + (panel % per_chunk) * kPanelRows);
         }
-        (void)width;
         for (int t = 0; t < n; ++t) p.kernels_.quantize_chunk(h + t * kChunk, chunk, out, begin + t);
       });
     }
@@ -186,6 +192,7 @@ struct Program::GatedMlp : Op {
 };
 
 struct Program::RopeCache : Op {
+  const char* name() const override { return "rope_cache"; }
   Buffer* qkv;
   int layer;
 
@@ -222,6 +229,7 @@ struct Program::RopeCache : Op {
 };
 
 struct Program::Attend : Op {
+  const char* name() const override { return "attention"; }
   Buffer *qkv, *out;
   int layer;
   void run(Program& p, const Step& step, int) override {
@@ -248,6 +256,7 @@ struct Program::Attend : Op {
 };
 
 struct Program::Gather : Op {
+  const char* name() const override { return "gather"; }
   Buffer *x, *out;
   void run(Program& p, const Step& step, int rows) override {
     p.pool_.parallel_for(rows, [&](int r, int) {
@@ -277,7 +286,8 @@ int Program::buffer(int width) {
   require(width > 0, "a buffer needs a width");
   auto b = std::make_unique<Buffer>();
   b->width = width;
-  b->stride = round_up(width, 16);
+  // An odd number of cache lines: rows at a power-of-two distance would all fall into the same cache sets.
+  b->stride = round_up(width, 16) + (round_up(width, 16) / 16 % 2 ? 0 : 16);
   b->pages = Pages((size_t)max_tokens_ * (size_t)b->stride * sizeof(float));
   buffers_.push_back(std::move(b));
   return (int)buffers_.size() - 1;
@@ -412,6 +422,11 @@ void Program::result(int x) {
 
 int Program::result_width() const { return result_ < 0 ? 0 : buffers_[(size_t)result_]->stride; }
 
+void Program::set_profiling(bool on) {
+  profiling_ = on;
+  if (on) profile_s_.clear();
+}
+
 size_t Program::nbytes() const {
   size_t n = scratch_.size();
   for (const auto& b : buffers_) n += b->pages.size();
@@ -473,7 +488,14 @@ const float* Program::run(Step& step) {
   }
   for (const auto& op : ops_) {
     const int rows = op->logits ? step.num_logits : step.num_tokens;
-    if (rows) op->run(*this, step, rows);
+    if (!rows) continue;
+    if (!profiling_) {
+      op->run(*this, step, rows);
+      continue;
+    }
+    const auto start = std::chrono::steady_clock::now();
+    op->run(*this, step, rows);
+    profile_s_[op->name()] += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
   return buffers_[(size_t)result_]->row(0);
 }

@@ -4,6 +4,7 @@
 // operation is one or two parallel loops; a buffer holds one row per token of the step.
 #pragma once
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -105,6 +106,10 @@ class Program {
   const Buffer& buffer_at(int i) const { return *buffers_.at((size_t)i); }
   size_t nbytes() const;
 
+  // Wall time spent in each kind of operation since profiling was switched on (or on again).
+  void set_profiling(bool on);
+  const std::map<std::string, double>& profile_s() const { return profile_s_; }
+
  private:
   struct Op;
   struct Embed; struct Norm; struct Quantize; struct Linear; struct GatedMlp; struct RopeCache; struct Attend; struct Gather;
@@ -125,6 +130,8 @@ class Program {
   std::vector<std::unique_ptr<Buffer>> buffers_;
   std::vector<std::unique_ptr<Activation>> activations_;
   std::vector<std::unique_ptr<Op>> ops_;
+  bool profiling_ = false;
+  std::map<std::string, double> profile_s_;
 };
 
 }  // namespace autoglm

@@ -80,6 +80,12 @@ class Program:
 
     def run(self, token_ids: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], positions: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)], slot_mapping: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], cu_seqlens_q: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], context_lens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], block_tables: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)], logits_rows: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> NDArray[numpy.float32]: ...
 
+    def set_profiling(self, on: bool) -> None: ...
+
+    @property
+    def profile_s(self) -> dict[str, float]:
+        """Wall seconds by kind of operation since profiling was switched on."""
+
     def view(self, buffer: int) -> NDArray[numpy.float32]:
         """The buffer as f32 [max_tokens, width], shared memory."""
 
