@@ -83,9 +83,8 @@ class Autoglm:
         self.runner = CpuModelRunner(self.gguf, config, progress=None)
         self.num_vocab = self.runner.vocab_size
         self.table = np.arange(blocks, dtype=np.int32)[None, :]
-        from autoglm import kernels
 
-        self.description = f"autoglm {autoglm.__version__}, {getattr(kernels, 'isa', lambda: '?')()}"
+        self.description = f"autoglm {autoglm.__version__}, {self.runner.runtime.isa}"
 
     def clear(self) -> None:
         pass  # the next prefill overwrites the same blocks

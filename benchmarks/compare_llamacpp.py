@@ -1,0 +1,293 @@
+"""autoglm beside llama.cpp: the same files, tokens, threads and hour; a table, a JSON file and a plot.
+
+    python benchmarks/compare_llamacpp.py [--install] [--quick] [--threads N] [--model NAME ...] [--repeats N]
+
+Each engine lives in its own process (engine_worker.py) and they take turns inside one run, so a noisy minute hits
+both; the medians are compared, the spread is printed. Before anything is timed both must give a sane answer:
+SmolLM2 the same greedy text, the random glm4 file logits that point the same way. llama.cpp runs through its C API
+with n_batch = n_ubatch = 512, as many threads as cores, and flash attention on or off, whichever measures faster.
+
+--install fetches llama-cpp-python from PyPI and builds it for this CPU (the [bench] extra does the same).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+GLM4_NAME = "glm4-9b-shapes-8-layers-Q4_K_M.gguf"
+CONTEXT = 1024
+TARGETS = {"smollm2": {"prefill": 4.0, "decode": 1.3}, "glm4": {"prefill": 2.5, "decode": 1.3}}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One model: what is prefilled, how many tokens are decoded after it, how many token ids to draw from."""
+
+    name: str
+    path: Path
+    prefill: int
+    decode: int
+    first_id: int
+    last_id: int
+
+
+class Worker:
+    """One engine in its own process; see engine_worker.py for the protocol."""
+
+    def __init__(self, kind: str, model: Path, threads: int, flash: bool = False) -> None:
+        command = [sys.executable, str(HERE / "engine_worker.py"), kind, str(model), str(threads), str(CONTEXT)]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")]),
+        }
+        self.process = subprocess.Popen(
+            command + (["flash"] if flash else []),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self.description = self._read()["ready"]
+
+    def _read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"the engine's process ended with code {self.process.wait()}; its message is above")
+        return dict(json.loads(line))
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return self._read()
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def install_llama_cpp() -> None:
+    """Build llama-cpp-python for this very CPU; wheels are built for an older one."""
+    environment = {**os.environ, "CMAKE_ARGS": "-DGGML_NATIVE=ON"}
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--no-binary",
+        "llama-cpp-python",
+        "llama-cpp-python>=0.3.7,<0.4",
+    ]
+    subprocess.run(command, check=True, env=environment)
+
+
+def cache_folder() -> Path:
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("autoglm")) / "benchmarks"
+
+
+def workloads(names: list[str]) -> list[Workload]:
+    """The files, fetched or written where they are not there yet."""
+    found = []
+    if "smollm2" in names:
+        from autoglm.deploy.pull import default_model_path
+
+        found.append(Workload("smollm2", default_model_path(), 512, 128, 100, 48_000))
+    if "glm4" in names:
+        path = cache_folder() / GLM4_NAME
+        if not path.exists():
+            from glm4_file import write_glm4_file
+
+            print(f"writing {path} (1.9 GB, once)", file=sys.stderr)
+            write_glm4_file(path)
+        found.append(Workload("glm4", path, 512, 32, 100, 150_000))
+    return found
+
+
+def check_smollm2(ours: Worker, theirs: Worker, path: Path) -> str:
+    """Both engines answer a question; the first words must be the same and right."""
+    from autoglm.chat.tokenizer import Tokenizer
+    from autoglm.formats.gguf import GGUFFile
+
+    with GGUFFile.open(path) as file:
+        tokenizer = Tokenizer.from_gguf(file)
+    prompt = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+    ids = tokenizer.encode(prompt)
+    texts = [tokenizer.decode(w.ask(op="greedy", token_ids=ids, num_tokens=8)["greedy"]) for w in (ours, theirs)]
+    if any("Paris" not in text for text in texts):
+        raise SystemExit(f"an engine gives nonsense, nothing was timed: {texts}")
+    return f"both answer {texts[0]!r}" if texts[0] == texts[1] else f"autoglm {texts[0]!r}, llama.cpp {texts[1]!r}"
+
+
+def check_logits(ours: Worker, theirs: Worker, token_ids: list[int]) -> str:
+    """Random weights say nothing in words, so the logits after 48 tokens must point the same way."""
+    a, b = (np.array(w.ask(op="prefill", token_ids=token_ids[:48], logits=True)["logits"]) for w in (ours, theirs))
+    cosine = float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+    if not (np.isfinite(a).all() and np.isfinite(b).all() and cosine > 0.99):
+        raise SystemExit(f"the engines disagree, nothing was timed: cosine of their logits {cosine:.4f}")
+    return f"cosine of the two engines' logits {cosine:.5f}"
+
+
+def measure(worker: Worker, load: Workload, token_ids: list[int], steps: list[int]) -> dict[str, float]:
+    reply = worker.ask(op="decode", token_ids=token_ids, steps=steps)
+    return {"prefill": len(token_ids) / reply["prefill_s"], "decode": len(steps) / reply["decode_s"]}
+
+
+def faster_attention(load: Workload, threads: int, token_ids: list[int], steps: list[int]) -> Worker:
+    """llama.cpp with flash attention on or off, whichever has the higher product of prefill and decode."""
+    scores: dict[bool, float] = {}
+    for flash in (False, True):
+        worker = Worker("llama.cpp", load.path, threads, flash)
+        worker.ask(op="prefill", token_ids=token_ids[:64])
+        speed = measure(worker, load, token_ids, steps[:16])
+        scores[flash] = speed["prefill"] * speed["decode"]
+        worker.close()
+    best = max(scores, key=lambda flash: scores[flash])
+    worker = Worker("llama.cpp", load.path, threads, best)
+    worker.description = f"flash attention {'on' if best else 'off'}; {worker.description}"
+    return worker
+
+
+def run(load: Workload, threads: int, repeats: int) -> dict[str, Any]:
+    """All repeats of one model, the engines in turn, and the medians."""
+    rng = np.random.default_rng(0)
+    token_ids = rng.integers(load.first_id, load.last_id, load.prefill).tolist()
+    steps = rng.integers(load.first_id, load.last_id, load.decode).tolist()
+    theirs = faster_attention(load, threads, token_ids, steps)
+    ours = Worker("autoglm", load.path, threads)
+    check = check_smollm2(ours, theirs, load.path) if load.name == "smollm2" else check_logits(ours, theirs, token_ids)
+    print(f"{load.name}: {check}", file=sys.stderr)
+    samples: dict[str, dict[str, list[float]]] = {e: {"prefill": [], "decode": []} for e in ("autoglm", "llama.cpp")}
+    for worker in (ours, theirs):  # one round nobody counts: page faults, clocks, caches
+        worker.ask(op="decode", token_ids=token_ids[:128], steps=steps[:4])
+    for _ in range(repeats):
+        for engine, worker in (("autoglm", ours), ("llama.cpp", theirs)):
+            for phase, value in measure(worker, load, token_ids, steps).items():
+                samples[engine][phase].append(value)
+    medians = {e: {p: statistics.median(v) for p, v in phases.items()} for e, phases in samples.items()}
+    result = {
+        "model": load.path.name,
+        "prefill_tokens": load.prefill,
+        "decode_tokens": load.decode,
+        "check": check,
+        "engines": {"autoglm": ours.description, "llama.cpp": theirs.description},
+        "samples_tokens_per_s": samples,
+        "median_tokens_per_s": medians,
+        "ratio": {p: medians["autoglm"][p] / medians["llama.cpp"][p] for p in ("prefill", "decode")},
+        "target_ratio": TARGETS[load.name],
+    }
+    ours.close()
+    theirs.close()
+    return result
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    name = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        lines = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        name = lines[0].partition(":")[2].strip() if lines else name
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "cpu": name,
+        "cores": os.cpu_count(),
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "commit": commit,
+        "python": platform.python_version(),
+        "llama_cpp_python": importlib.metadata.version("llama-cpp-python"),
+        "load_average": os.getloadavg()[0],
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    rows = [f"{'model':<10}{'phase':<10}{'autoglm':>18}{'llama.cpp':>18}{'ratio':>8}{'target':>8}"]
+    for name, result in results["workloads"].items():
+        for phase in ("prefill", "decode"):
+            cells = []
+            for engine in ("autoglm", "llama.cpp"):
+                values = result["samples_tokens_per_s"][engine][phase]
+                spread = (max(values) - min(values)) / 2
+                cells.append(f"{result['median_tokens_per_s'][engine][phase]:.1f} ± {spread:.1f}")
+            ratio, target = result["ratio"][phase], result["target_ratio"][phase]
+            rows.append(f"{name:<10}{phase:<10}{cells[0]:>18}{cells[1]:>18}{ratio:>8.2f}{target:>8.1f}")
+    return "\n".join(rows) + "\n(tokens per second, median ± half the range)"
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    bars = [(name, phase) for name in results["workloads"] for phase in ("prefill", "decode")]
+    figure, axes = pyplot.subplots(1, len(bars), figsize=(2.6 * len(bars), 3.6), squeeze=False)
+    for axis, (name, phase) in zip(axes[0], bars, strict=True):
+        result = results["workloads"][name]
+        values = [result["median_tokens_per_s"][engine][phase] for engine in ("llama.cpp", "autoglm")]
+        drawn = axis.bar(["llama.cpp", "autoglm"], values, color=["#9aa5b1", "#1f7a8c"], width=0.65)
+        axis.bar_label(drawn, fmt="%.0f" if min(values) >= 20 else "%.1f", padding=2)
+        axis.set_title(f"{name} {phase}\n{result['ratio'][phase]:.2f} times", fontsize=10)
+        axis.set_ylim(0, max(values) * 1.18)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_ylabel("tokens per second")
+    about = results["machine"]
+    figure.suptitle(f"{about['cpu']}, {results['threads']} threads, {about['date'][:10]}", fontsize=9, y=0.02)
+    figure.tight_layout(rect=(0, 0.04, 1, 1))
+    figure.savefig(path, dpi=150)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--install", action="store_true", help="build and install llama-cpp-python first")
+    parser.add_argument("--quick", action="store_true", help="one repeat: a smoke test, not a result")
+    parser.add_argument("--model", nargs="+", choices=["smollm2", "glm4"], default=["smollm2", "glm4"])
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    )
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the JSON and the plot")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    sys.path[:0] = [str(HERE), str(HERE.parent)]
+    if arguments.install:
+        install_llama_cpp()
+    if importlib.util.find_spec("llama_cpp") is None:
+        raise SystemExit("llama-cpp-python is not installed; run again with --install, or pip install 'autoglm[bench]'")
+    results: dict[str, Any] = {"machine": machine(), "threads": arguments.threads, "workloads": {}}
+    for load in workloads(arguments.model):
+        results["workloads"][load.name] = run(load, arguments.threads, 1 if arguments.quick else arguments.repeats)
+    print(table(results))
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    (arguments.output / "compare_llamacpp.json").write_text(json.dumps(results, indent=1) + "\n")
+    plot(results, arguments.output / "compare_llamacpp.png")
+    print(f"written: {arguments.output}/compare_llamacpp.json and .png")
+
+
+if __name__ == "__main__":
+    main()
