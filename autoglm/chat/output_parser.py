@@ -189,7 +189,9 @@ class OutputParser:
 
     def _close_bare(self, text: str) -> None:
         self._state = _State.CONTENT
-        if not self._put_calls(text):
+        if self._put_calls(text):
+            self._white = ""
+        else:
             self._emit(text)
 
     def _put_calls(self, text: str) -> bool:

@@ -154,12 +154,12 @@ class ChatTemplate:
             raise RequestError(
                 f"chat_template_kwargs.{reserved[0]} is the server's to set", param="chat_template_kwargs"
             )
+        mark = self._marker.free_mark([messages, tools, dict(extra or {}), self.source])
         prepared = [self._prepare(message, index) for index, message in enumerate(messages)]
         if not self.uses_tools:
             prepared, tools = spell_out_tools(prepared, tools), None
         # An empty list would make a template announce tools and then name none.
         client: dict[str, Any] = {"messages": prepared, "tools": tools or None, "extra": dict(extra or {})}
-        mark = self._marker.free_mark([client, self.source])
         client = {name: self._marker.mark(value, mark) for name, value in client.items()}
         variables = {**client["extra"], "messages": self._contents(client["messages"]), "tools": client["tools"]}
         if enable_thinking is not None:

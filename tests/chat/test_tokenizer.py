@@ -20,8 +20,8 @@ from tests.chat.vocabulary import CHATML_CONTROL, SPLITTERS, Vocabulary, train
 FIXTURES = Path(__file__).resolve().parents[2].parent / "shared" / "fixtures" / "glm4v-tiny"
 PIECES = [
     *"aBé中😀 \n\t_!?.,'\"()[]<>|=09½Ⅷ٣ßſ", "  ",
-    "\r\n", "123", "'s", "'LL", "the", " the", "打开", "\u0301", "\u200d", "\xa0", "\u3000", "\x06", "\x7f", "\U0001f469\u200d\U0001f467", "<|user|>", "<think>", "</answer>", "<|im_end|>", 
-    "[gMASK]",
+    "\r\n", "123", "'s", "'LL", "the", " the", "打开", "\u0301", "\u200d", "\xa0", "\u3000", "\x06", "\x7f",
+    "\U0001f469\u200d\U0001f467", "<|user|>", "<think>", "</answer>", "<|im_end|>", "[gMASK]",
 ]  # fmt: skip
 
 
