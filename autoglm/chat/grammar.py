@@ -39,6 +39,7 @@ class JsonConstraint:
     """One sequence's place in a grammar. Made on a worker thread, used on the engine thread."""
 
     def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int) -> None:
+        self.has_failed = False  # the grammar outgrew llguidance's limits: the client's schema is to blame
         self._matcher = matcher
         self._mask: NDArray[np.uint32] = np.zeros((vocab_size + 31) // 32, np.uint32)
         self._is_mask_current = False
@@ -70,6 +71,7 @@ class JsonConstraint:
 
     def _check(self) -> None:
         if self._matcher.is_error():
+            self.has_failed = True
             raise EngineError("the answer's grammar became too complex to go on")
 
 
@@ -184,6 +186,9 @@ class GrammarFactory:
         matcher = llguidance.LLMatcher(
             self._ll_tokenizer, llguidance.LLMatcher.grammar_from_lark(lark), log_level=0, limits=self._limits
         )
+        if not matcher.is_error():
+            # Some schemas, such as one that is nothing but a reference to itself, fail on first use only.
+            matcher.compute_bitmask()
         if matcher.is_error():
             # What follows the first numbered line is our own grammar, of no use to the client.
             reason = " ".join(re.split(r"\n\s*\d+ \|", matcher.get_error())[0].split())[:MAX_ERROR_CHARS]

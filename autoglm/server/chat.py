@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -15,7 +15,7 @@ from autoglm.chat.output_parser import Delta, OutputParser
 from autoglm.chat.tokenizer import Tokenizer
 from autoglm.engine.sampling import TokenLogprob
 from autoglm.engine.sequence import Sequence, SequenceOutput
-from autoglm.errors import EngineError
+from autoglm.errors import EngineError, RequestError
 from autoglm.server.body import read_object, validate
 from autoglm.server.driver import OutputStream
 from autoglm.server.prompts import CLOSE_TAG, OPEN_TAG, ChatPrompt, build_chat_prompt
@@ -49,13 +49,14 @@ class ChatChoice:
         )
         # The prompt ends in the opening tag; a client that reads only content gets a whole pair.
         self._lead = OPEN_TAG if prompt.starts_in_thought and prompt.mode == "inline" else ""
-        is_json = prompt.constraints[index] is not None and not request.tools
+        self._constraint = prompt.constraints[index]
+        is_json = self._constraint is not None and not request.tools
         self._json_start = _JsonStart(prompt.starts_in_thought) if is_json else None
 
     def push(self, output: SequenceOutput) -> list[dict[str, Any]]:
         """Take in one output of the engine; the deltas it makes. Raises EngineError if the engine gave up."""
         if output.finish_reason == "error":
-            raise EngineError(output.error or "the engine failed on this request")
+            self._raise_error(output.error)
         if output.logprobs:
             self.logprobs += output.logprobs
         text, self._lead = self._lead + output.text, ""
@@ -75,6 +76,15 @@ class ChatChoice:
             has_calls = bool(self.tool_calls) and output.finish_reason == "stop"
             self.finish_reason = "tool_calls" if has_calls else output.finish_reason
         return result
+
+    def _raise_error(self, problem: str | None) -> NoReturn:
+        if self._constraint is not None and self._constraint.has_failed:
+            raise RequestError(
+                "response_format: the answer's grammar became too complex to go on; use a simpler schema",
+                param="response_format",
+                code="invalid_schema",
+            )
+        raise EngineError(problem or "the engine failed on this request")
 
     def _take(self, delta: Delta) -> dict[str, Any]:
         """Keep a delta for the whole message, and give it OpenAI's form."""

@@ -7,8 +7,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from autoglm.chat.grammar import JsonConstraint
 from autoglm.chat.tokenizer import Tokenizer
-from autoglm.engine.sequence import ThinkingControl, TokenConstraint
+from autoglm.engine.sequence import ThinkingControl
 from autoglm.errors import RequestError
 from autoglm.server.schemas import ChatRequest, Message, NamedTool, Tool
 from autoglm.server.service import Service
@@ -44,7 +45,7 @@ class ChatPrompt:
     token_ids: list[int]
     thinking: ThinkingControl | None
     banned_token_ids: frozenset[int]
-    constraints: list[TokenConstraint | None]
+    constraints: list[JsonConstraint | None]
     starts_in_thought: bool
     is_thinking_off: bool
     mode: ReasoningMode
@@ -196,7 +197,7 @@ def set_thinking(
     return ThinkingControl(budget, open_ids, close_ids, starts_in_thought), frozenset(), starts_in_thought
 
 
-def _constraint(service: Service, request: ChatRequest) -> TokenConstraint | None:
+def _constraint(service: Service, request: ChatRequest) -> JsonConstraint | None:
     """The grammar that response_format and tool_choice ask for together, if any."""
     chosen = request.response_format
     answer_schema: dict[str, Any] | bool | None = None
