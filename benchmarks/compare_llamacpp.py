@@ -252,8 +252,9 @@ def plot(results: dict[str, Any], path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_ylabel("tokens per second")
     about = results["machine"]
-    figure.suptitle(f"{about['cpu']}, {results['threads']} threads, {about['date'][:10]}", fontsize=9, y=0.02)
-    figure.tight_layout(rect=(0, 0.04, 1, 1))
+    caption = f"{about['cpu']}, {results['threads']} threads, {about['date'][:10]}"
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    figure.text(0.5, 0.02, caption, ha="center", fontsize=9)
     figure.savefig(path, dpi=150)
 
 
