@@ -213,8 +213,10 @@ def _json_rule(schema: Mapping[str, Any] | bool, param: str) -> str:
     members["x-guidance"] = {"whitespace_pattern": WHITESPACE_PATTERN}
     try:
         text = json.dumps(members, allow_nan=False)
-    except (ValueError, RecursionError):
+    except ValueError:
         raise RequestError(f"{param}: the schema holds a number JSON cannot express", param=param) from None
+    except RecursionError:
+        raise RequestError(f"{param}: the schema is nested too deeply", param=param) from None
     if len(text) > MAX_SCHEMA_BYTES:
         raise RequestError(
             f"{param}: the schema is larger than {MAX_SCHEMA_BYTES} bytes", param=param, code="schema_too_large"
