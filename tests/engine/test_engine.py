@@ -344,3 +344,16 @@ def test_stats_add_up() -> None:
     assert (stats.prefix_cache_query_tokens, stats.prefix_cache_hit_tokens) == (78, 32)
     assert stats.num_requests_total == 2 and stats.num_finished_total == {"length": 2}
     assert 0 < stats.runner_s < stats.step_s
+
+
+def test_padding_rows_of_the_output_matrix_are_never_sampled() -> None:
+    """A model may have more rows than the tokenizer has ids, and the reverse."""
+    runner = ScriptRunner([60, *ids("ab")], 3)
+    engine = make_engine(runner, FakeTokenizer(PIECES[:50]))
+    answer = serve(engine, [make_sequence("r", [5, 6, 7], max_tokens=30)])["r"]
+    assert answer.finish_reason == "length" and max(answer.token_ids) < 50
+    with pytest.raises(RequestError, match="49"):
+        engine.add(make_sequence("bias", [1], logit_bias={50: 1.0}))
+    longer = make_engine(FakeRunner(), FakeTokenizer(default_pieces(200)))
+    banned = frozenset({1, 2, 150})
+    assert set(serve(longer, [make_sequence("r", [5], max_tokens=50, banned_token_ids=banned)])["r"].token_ids) - banned
