@@ -73,18 +73,12 @@ def test_sigterm_lets_a_running_answer_finish(tiny_llama: TinyModel) -> None:
         asking.start()
         metrics = server.url.removesuffix("/v1") + "/metrics"
         deadline = time.monotonic() + 30
-        while "autoglm_num_requests_running 1" not in _running(metrics) and time.monotonic() < deadline:
+        while "autoglm_sequences_running 1.0" not in httpx.get(metrics).text and time.monotonic() < deadline:
             time.sleep(0.01)
         assert server.stop() == 0
         asking.join(timeout=60)
     assert replies and replies[0].status_code == 200
     assert replies[0].json()["usage"]["completion_tokens"] == 1500
-
-
-def _running(metrics_url: str) -> str:
-    lines = httpx.get(metrics_url).text.splitlines()
-    values = [line.rpartition(" ")[2] for line in lines if "running" in line and not line.startswith("#")]
-    return "autoglm_num_requests_running 1" if any(float(value) >= 1 for value in values) else ""
 
 
 def test_default_model_answers(smollm2_path: Path) -> None:
