@@ -96,6 +96,17 @@ class BlockManager:
             found.append(block_id)
         return found
 
+    def num_known_blocks(self, sequence: Sequence) -> int:
+        """Length of find_prefix by hashes alone, in O(log blocks): a known block's parent is known too."""
+        low, high = 0, (sequence.num_tokens - 1) // self.block_size if self.enable_prefix_caching else 0
+        while low < high:
+            middle = (low + high) // 2
+            if self.chain_hash(sequence, middle) in self._by_hash:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
     def can_allocate(self, sequence: Sequence, *, num_spare: int = 0) -> bool:
         """Whether allocate would work and leave num_spare blocks to hand out."""
         num_needed = self.blocks_for(sequence.num_tokens) + num_spare

@@ -154,7 +154,7 @@ class Scheduler:
         manager = self.block_manager
         if not prefilling or not manager.enable_prefix_caching:
             return False
-        index = len(manager.find_prefix(sequence))
+        index = manager.num_known_blocks(sequence)
         if index >= (sequence.num_tokens - 1) // manager.block_size:
             return False
         wanted = manager.chain_hash(sequence, index)

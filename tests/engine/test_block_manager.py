@@ -149,6 +149,7 @@ class Traffic(RuleBasedStateMachine):
     def allocate(self, tokens: list[int], salt: bytes) -> None:
         sequence = make_sequence(tokens, salt)
         prefix = self.manager.find_prefix(sequence)
+        assert self.manager.num_known_blocks(sequence) == len(prefix)
         if not self.manager.can_allocate(sequence):
             needed = self.manager.blocks_for(len(tokens))
             shared = sum(1 for b in prefix if self.manager.num_references(b))
