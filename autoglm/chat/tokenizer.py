@@ -56,6 +56,9 @@ END_OF_TURN_TEXTS = (
     "</s>",
 )
 
+# Real vocabularies have up to 6,400; the search for them is one expression, which takes a second to build at this size.
+MAX_SPECIAL_TOKENS = 1 << 15
+
 _GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _CL100K_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{%s}"
@@ -170,6 +173,12 @@ class Tokenizer:
             raise FormatError(
                 f"{gguf.path}: tokenizer.ggml.token_type has {len(token_types)} entries, expected one integer "
                 f"for each of the {len(tokens)} tokens; fetch another conversion of the model"
+            )
+        num_special = sum(kind in (TokenType.CONTROL, TokenType.USER_DEFINED) for kind in token_types)
+        if num_special > MAX_SPECIAL_TOKENS:
+            raise FormatError(
+                f"{gguf.path}: tokenizer.ggml.token_type marks {num_special} tokens as special, expected at most "
+                f"{MAX_SPECIAL_TOKENS}; fetch another conversion of the model"
             )
         pre = gguf.get("tokenizer.ggml.pre", str, "default")
         library = LibraryTokenizer(_bpe(gguf, tokens, token_types, ignore_merges=pre in _IGNORE_MERGES))
@@ -318,17 +327,18 @@ def _bpe(gguf: GGUFFile, tokens: list[str], token_types: list[int], *, ignore_me
     hidden = (TokenType.CONTROL, TokenType.UNUSED)
     vocab = {token: index for index, token in enumerate(tokens) if token_types[index] not in hidden}
     merges: list[tuple[str, str]] = []
-    for line in _strings(gguf, "tokenizer.ggml.merges"):
-        # The first space after index 0 separates: a part may itself begin with a space.
-        left, _, right = line[1:].partition(" ")
-        merges.append((line[:1] + left, right))
-    try:
-        return BPE(vocab=vocab, merges=merges, ignore_merges=ignore_merges)
-    except Exception as error:  # the library raises bare Exception for a merge of unknown tokens
-        raise FormatError(
-            f"{gguf.path}: tokenizer.ggml.merges do not fit the vocabulary ({ascii(str(error))[:80]}); "
-            "fetch another conversion of the model"
-        ) from None
+    append = merges.append
+    # Checked here because the library panics, past every except clause, on a merge of tokens that are not there.
+    for index, line in enumerate(_strings(gguf, "tokenizer.ggml.merges")):
+        cut = line.find(" ", 1)  # not at 0: a part may itself begin with a space
+        left, right = line[:cut], line[cut + 1 :]
+        if cut < 0 or left not in vocab or right not in vocab or left + right not in vocab:
+            raise FormatError(
+                f"{gguf.path}: tokenizer.ggml.merges[{index}] is not two tokens of the vocabulary that make a third; "
+                "fetch another conversion of the model"
+            )
+        append((left, right))
+    return BPE(vocab=vocab, merges=merges, ignore_merges=ignore_merges)
 
 
 def _pre_tokenizer(gguf: GGUFFile, pre: str) -> PreTokenizer:
