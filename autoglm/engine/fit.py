@@ -49,11 +49,11 @@ def workspace_bytes(model: ModelConfig, config: EngineConfig) -> int:
     """Working arrays of the largest step, and the process itself: an upper estimate in bytes.
 
     Per token f32: residual, normed and attention rows of hidden_size, the fused QKV row, gate and up of
-    intermediate_size, and their int8 copies. Per sequence: one row of logits in f32, held twice while sampling.
+    intermediate_size, their int8 copies, and a row of logits. Per sequence: two copies of its logits while sampling.
     """
     query_and_kv = (model.num_attention_heads + 2 * model.num_key_value_heads) * model.head_dim
     per_token = 4 * (3 * model.hidden_size + query_and_kv + 2 * model.intermediate_size)
-    per_token += model.hidden_size + model.intermediate_size
+    per_token += model.hidden_size + model.intermediate_size + 4 * model.vocab_size
     return _PROCESS_BYTES + config.max_num_batched_tokens * per_token + config.max_num_seqs * 2 * 4 * model.vocab_size
 
 
