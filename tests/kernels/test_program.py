@@ -290,3 +290,32 @@ def test_run_refuses_what_would_read_outside() -> None:
     for name, value in wrong.items():
         with pytest.raises(ValueError):
             run(paged.program, 4, **(good | {name: value}))
+
+
+@pytest.mark.parametrize("type_id", [reference.Q4_K, reference.Q4_1, reference.F32], ids=reference.TYPE_NAMES.get)
+def test_steps_longer_than_a_row_block(runtime: kernels.Runtime, type_id: int) -> None:
+    """Linear and gated layers walk long steps in pieces of 512 rows: the seam must not show."""
+    width, ffn, tokens = 256, 288, 530
+    weights = [random_weights(type_id, n, width, n) for n in (ffn, ffn, width)]
+    gate, up, plain = (
+        kernels.Matrix.pack(runtime, w, type_id, n, width) for w, n in zip(weights, (ffn, ffn, width), strict=True)
+    )
+    x = np.random.default_rng(15).normal(0, 0.3, (tokens, width)).astype(np.float32)
+
+    def outputs(rows: np.ndarray) -> np.ndarray:
+        program = kernels.Program(runtime, tokens)
+        source, out, hidden_out = program.buffer(width), program.buffer(width), program.buffer(ffn)
+        act, hidden = program.activation(width), program.activation(ffn)
+        program.quantize(source, act)
+        program.linear(act, [plain], out)
+        program.gated_mlp(act, gate, up, hidden)
+        program.linear(hidden, [identity(runtime, ffn)], hidden_out)
+        program.result(out)
+        program.view(source)[: len(rows)] = rows
+        run(program, len(rows))
+        return np.concatenate([program.view(out)[: len(rows)], program.view(hidden_out)[: len(rows)]], axis=1)
+
+    whole = outputs(x)
+    np.testing.assert_array_equal(outputs(x[505:520]), whole[505:520])
+    truth = reference.matmul(type_id, weights[2], width, x)
+    np.testing.assert_allclose(whole[:, :width], truth, atol=1e-5 * np.abs(truth).max())
