@@ -24,6 +24,8 @@ class ModelRunner(Protocol):
     vocab_size: int
     max_num_batched_tokens: int
     max_context: int
+    model_id: str  # what distinguishes this model's cached blocks from another's
+    kv_bytes: int  # memory the KV pool takes when full
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """Logits f32 [L, vocab_size] of the batch's logits_rows, valid until the next run."""
@@ -56,6 +58,7 @@ class CpuModelRunner:
             model.max_position_embeddings,
             self.num_blocks * config.block_size,
         )
+        self.model_id = f"{model.name}:{gguf.file_bytes}"
         self.runtime = Runtime(config.num_threads or available_cores())
         self._cache = KvCache(
             model.num_hidden_layers,
@@ -65,6 +68,7 @@ class CpuModelRunner:
             config.cache_type_k,
             config.cache_type_v,
         )
+        self.kv_bytes = self._cache.nbytes
         reader = WeightReader(gguf, self.runtime, progress)
         self._program = build_text_program(self.runtime, reader, model, self._cache, config.max_num_batched_tokens)
         self._gguf = gguf  # the token table is read from the map
