@@ -173,10 +173,11 @@ class Shape:
     num_key_value_heads: int
     num_hidden_layers: int = 2
     mrope_section: tuple[int, int, int] = (1, 1, 2)  # glm4_mrope only; sums to head_dim / 4
+    key_length: int | None = None  # llama only: a head_dim that is not hidden_size / num_attention_heads
 
     @property
     def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
+        return self.key_length or self.hidden_size // self.num_attention_heads
 
 
 TINY = Shape(64, 96, 4, 2)
@@ -194,7 +195,7 @@ class Glm4vText(torch.nn.Module):
         self.lm_head = torch.nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
 
-def _torch_model(kind: str, shape: Shape) -> torch.nn.Module:
+def _torch_model(kind: str, shape: Shape, untied: bool) -> torch.nn.Module:
     common = {
         "vocab_size": VOCAB_SIZE,
         "hidden_size": shape.hidden_size,
@@ -208,7 +209,10 @@ def _torch_model(kind: str, shape: Shape) -> torch.nn.Module:
     }
     rope = {"rope_type": "default", "rope_theta": 10000.0}
     if kind == "llama":
-        config = LlamaConfig(**common, rope_parameters=rope, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2)
+        ids = {"bos_token_id": 1, "eos_token_id": 2}
+        config = LlamaConfig(
+            **common, **ids, head_dim=shape.head_dim, rope_parameters=rope, tie_word_embeddings=not untied
+        )
         return LlamaForCausalLM(config)
     rope["partial_rotary_factor"] = 0.5
     if kind == "glm4":
@@ -425,6 +429,9 @@ def _write_metadata(writer: gguf.GGUFWriter, kind: str, shape: Shape, vocabulary
     writer.add_rope_dimension_count(shape.head_dim if kind == "llama" else shape.head_dim // 2)
     if kind == "glm4_mrope":
         writer.add_array(f"{arch}.rope.dimension_sections", [*shape.mrope_section, 0])
+    if shape.key_length:
+        writer.add_key_length(shape.key_length)
+        writer.add_value_length(shape.key_length)
     if kind == "llama":
         writer.add_vocab_size(VOCAB_SIZE)
         writer.add_add_bos_token(False)
@@ -439,37 +446,69 @@ def _write_metadata(writer: gguf.GGUFWriter, kind: str, shape: Shape, vocabulary
     writer.add_chat_template(vocabulary.template)
 
 
+@dataclass(frozen=True)
+class StoredTensor:
+    """What goes into the file: f32 vectors as they are, matrices as u8 rows of qtype's blocks."""
+
+    data: np.ndarray
+    qtype: QType | None = None
+
+
+Tensors = dict[str, StoredTensor]
+
+
+def _store_weights(kind: str, shape: Shape, plan: TypePlan, torch_model: torch.nn.Module) -> Tensors:
+    """Quantize every parameter for the file and put what the file then holds back into the torch model."""
+    stored: Tensors = {}
+    for name, parameter in torch_model.named_parameters():
+        target = gguf_name(kind, name)
+        values = parameter.detach().numpy().copy()
+        order = None
+        if ".attn_q." in target or ".attn_k." in target:
+            heads = shape.num_attention_heads if ".attn_q." in target else shape.num_key_value_heads
+            order = rotary_row_order(kind, shape, heads)
+        ordered = values if order is None else values[order]
+        if values.ndim == 1:
+            stored[target] = StoredTensor(ordered)
+            continue
+        qtype = plan(target, values.shape[1])
+        stored[target] = StoredTensor(quantize(ordered, qtype), qtype)
+        back = gguf.quants.dequantize(stored[target].data, qtype).astype(np.float32).reshape(values.shape)
+        with torch.no_grad():
+            parameter.copy_(torch.from_numpy(back if order is None else back[np.argsort(order)]))
+    return stored
+
+
 def write_tiny_model(
-    folder: Path, kind: str, *, shape: Shape | None = None, plan: TypePlan | None = None, label: str = "", seed: int = 1
+    folder: Path,
+    kind: str,
+    *,
+    shape: Shape | None = None,
+    plan: TypePlan | None = None,
+    label: str = "",
+    seed: int = 1,
+    untied: bool = False,
+    rewrite: Callable[[Tensors, torch.nn.Module, gguf.GGUFWriter], None] | None = None,
 ) -> TinyModel:
-    """Make a checkpoint of one of KINDS, write its GGUF into `folder`, load the dequantized weights back."""
+    """Make a checkpoint of one of KINDS, write its GGUF into `folder`, load the dequantized weights back.
+
+    untied   llama only: a head of its own (glm4 always has one)
+    rewrite  changes the tensors of the file, and the oracle with them, before they are written
+    """
     shape = shape or (TINY_LLAMA if kind == "llama" else TINY)
-    plan = plan or uniform_plan(QType.F32)
     vocabulary = tiny_vocabulary("chatml" if kind == "llama" else "glm4")
-    torch_model = _torch_model(kind, shape).float().eval()
+    torch_model = _torch_model(kind, shape, untied).float().eval()
     _randomise(torch_model, seed)
     path = folder / f"tiny-{kind}{'-' + label if label else ''}.gguf"
     writer = gguf.GGUFWriter(path, "llama" if kind == "llama" else "glm4")
     _write_metadata(writer, kind, shape, vocabulary)
-    with torch.no_grad():
-        for name, parameter in torch_model.named_parameters():
-            target = gguf_name(kind, name)
-            values = parameter.numpy().copy()
-            order = None
-            if ".attn_q." in target or ".attn_k." in target:
-                heads = shape.num_attention_heads if ".attn_q." in target else shape.num_key_value_heads
-                order = rotary_row_order(kind, shape, heads)
-            stored = values if order is None else values[order]
-            if values.ndim == 1:
-                writer.add_tensor(target, stored)
-                continue
-            qtype = plan(target, values.shape[1])
-            data = quantize(stored, qtype)
-            writer.add_tensor(target, data, raw_dtype=qtype, raw_shape=data.shape)
-            back = gguf.quants.dequantize(data, qtype).astype(np.float32).reshape(values.shape)
-            if order is not None:
-                back = back[np.argsort(order)]
-            parameter.copy_(torch.from_numpy(back))
+    stored = _store_weights(kind, shape, plan or uniform_plan(QType.F32), torch_model)
+    if rewrite is not None:
+        with torch.no_grad():
+            rewrite(stored, torch_model, writer)
+    for name, tensor in stored.items():
+        raw_shape = None if tensor.qtype is None else tensor.data.shape
+        writer.add_tensor(name, tensor.data, raw_dtype=tensor.qtype, raw_shape=raw_shape)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

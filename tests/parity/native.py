@@ -17,14 +17,22 @@ BLOCK = 16
 class NativeModel:
     """One loaded GGUF with a KV pool of `num_blocks`."""
 
-    def __init__(self, path: Path, *, max_tokens: int = 512, num_blocks: int = 160, cache_type: str = "f16") -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        max_tokens: int = 512,
+        num_blocks: int = 160,
+        cache_type: str = "f16",
+        num_threads: int = 2,
+    ) -> None:
         self.gguf = GGUFFile.open(path)
         config = EngineConfig(
             max_num_batched_tokens=max_tokens,
             num_kv_blocks=num_blocks,
             cache_type_k=cache_type,
             cache_type_v=cache_type,
-            num_threads=2,
+            num_threads=num_threads,
         )
         self.runner = CpuModelRunner(self.gguf, config, progress=None)
         self.max_tokens = max_tokens

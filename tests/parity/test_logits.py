@@ -150,3 +150,13 @@ def test_greedy_tokens(tiny_model: Make, kind: str) -> None:
     """Decoding from the cache, 24 tokens, against transformers recomputing every prefix."""
     model = make(tiny_model, kind, "F32")
     assert NativeModel(model.path).greedy(TOKENS[:20], 24) == model.greedy(TOKENS[:20], 24)
+
+
+@pytest.mark.parametrize("label", ["F32", "Q4_K_M"])
+def test_thread_count_changes_nothing(tiny_model: Make, label: str) -> None:
+    """Attention is cut into more pieces for more threads; the bits stay. Whole prefill and single decode steps."""
+    model = make(tiny_model, "glm4_mrope", label)
+    whole = [NativeModel(model.path, num_threads=n) for n in (1, 2, 5)]
+    results = [np.concatenate([m.logits(TOKENS[:40]), m.logits(TOKENS[:40], chunk=1)]) for m in whole]
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
