@@ -1,6 +1,6 @@
 """autoglm beside llama.cpp: the same files, tokens, threads and hour; a table, a JSON file and a plot.
 
-    python benchmarks/compare_llamacpp.py [--install] [--quick] [--threads N] [--model NAME ...] [--repeats N]
+    python benchmarks/compare_llamacpp.py [--quick] [--threads N] [--model NAME ...] [--repeats N]
 
 Each engine lives in its own process (engine_worker.py) and they take turns inside one run, so a noisy minute hits
 both; the medians are compared, the spread is printed. Before anything is timed both must give a sane answer:
@@ -9,7 +9,8 @@ with n_batch = n_ubatch = 512 and as many threads as we have, once with flash at
 phase the better of the two stands for it. Phases: prefill of 512 tokens in one go; decode right behind a prompt of
 16 tokens; decode_deep behind those 512.
 
---install fetches llama-cpp-python from PyPI and builds it for this CPU (the [bench] extra does the same).
+What is missing of the [bench] extra is installed first; llama-cpp-python is built for this very CPU, which takes
+minutes (--no-install stops instead).
 """
 
 from __future__ import annotations
@@ -91,19 +92,22 @@ class Worker:
         self.process.wait()
 
 
-def install_llama_cpp() -> None:
-    """Build llama-cpp-python for this very CPU; wheels are built for an older one."""
-    environment = {**os.environ, "CMAKE_ARGS": "-DGGML_NATIVE=ON"}
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--no-binary",
-        "llama-cpp-python",
-        "llama-cpp-python>=0.3.7,<0.4",
-    ]
-    subprocess.run(command, check=True, env=environment)
+def install_missing(allowed: bool) -> None:
+    """The [bench] extra, llama.cpp compiled with the instructions of this CPU."""
+    needs = {"llama_cpp": "llama-cpp-python>=0.3.7,<0.4", "gguf": "gguf>=0.17,<1", "matplotlib": "matplotlib>=3.9,<4"}
+    missing = [package for module, package in needs.items() if importlib.util.find_spec(module) is None]
+    if not missing:
+        return
+    if not allowed:
+        raise SystemExit(
+            f"missing: {', '.join(missing)}; run again without --no-install, or pip install 'autoglm[bench]'"
+        )
+    environment = {**os.environ, "CMAKE_ARGS": f"{os.environ.get('CMAKE_ARGS', '')} -DGGML_NATIVE=ON"}
+    print(f"installing {', '.join(missing)}", file=sys.stderr)
+    command = [sys.executable, "-m", "pip", "install", "--no-binary", "llama-cpp-python", *missing]
+    if subprocess.run(command, env=environment, check=False).returncode:
+        raise SystemExit("pip could not install what the benchmark needs; its message is above")
+    importlib.invalidate_caches()
 
 
 def cache_folder() -> Path:
@@ -268,7 +272,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--install", action="store_true", help="build and install llama-cpp-python first")
+    parser.add_argument("--no-install", action="store_true", help="stop if something is missing")
     parser.add_argument("--quick", action="store_true", help="one repeat: a smoke test, not a result")
     parser.add_argument("--model", nargs="+", choices=["smollm2", "glm4"], default=["smollm2", "glm4"])
     parser.add_argument(
@@ -284,10 +288,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     sys.path[:0] = [str(HERE), str(HERE.parent)]
-    if arguments.install:
-        install_llama_cpp()
-    if importlib.util.find_spec("llama_cpp") is None:
-        raise SystemExit("llama-cpp-python is not installed; run again with --install, or pip install 'autoglm[bench]'")
+    install_missing(not arguments.no_install)
     results: dict[str, Any] = {"machine": machine(), "threads": arguments.threads, "workloads": {}}
     for load in workloads(arguments.model):
         results["workloads"][load.name] = run(load, arguments.threads, 1 if arguments.quick else arguments.repeats)
