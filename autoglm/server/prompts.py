@@ -232,8 +232,13 @@ def build_chat_prompt(service: Service, request: ChatRequest, setting: ThinkingS
             param=field,
             code="invalid_value",
         )
-    # Whoever asks for JSON parses the content, so a thought must not stand in it.
-    mode: ReasoningMode = "split" if is_constrained and not setting.mode_is_chosen else setting.mode
+    mode = setting.mode
+    if not setting.mode_is_chosen and setting.enabled is False:
+        # The prompt then holds the opening tags already, so the closing ones must not stand in the answer.
+        mode = "drop"
+    elif not setting.mode_is_chosen and is_constrained:
+        # Whoever asks for JSON parses the content, so a thought must not stand in it.
+        mode = "split"
     tools = None if request.tool_choice == "none" else request.tools
     started_s = time.monotonic()
     token_ids, template_ms = render_chat(service, request.messages, tools, setting.enabled, _template_extra(request))

@@ -21,7 +21,6 @@ from autoglm.server.settings import ServerSettings
 Result = TypeVar("Result")
 # Templates and tokenizers are quick next to the model, whose threads need the cores.
 NUM_WORKERS = 2
-MAX_PREPARING = 64
 
 
 class Service:
@@ -76,9 +75,9 @@ class Service:
         return name
 
     async def prepare(self, work: Callable[[], Result]) -> Result:
-        """Run template, tokenizer or grammar work on a worker thread, at most so many at once."""
-        if self._num_preparing >= MAX_PREPARING:
-            raise CapacityError(f"{MAX_PREPARING} requests are being prepared already; try again in a moment")
+        """Run template, tokenizer or grammar work on a worker thread; 429 when more are under way than the engine takes."""
+        if self._num_preparing >= self.driver.max_in_flight:
+            raise CapacityError(f"{self._num_preparing} requests are being prepared already; try again in a moment")
         with self._lock:
             self._num_preparing += 1
         future = self._workers.submit(work)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -44,10 +45,11 @@ async def unless_client_leaves(request: Request, work: Callable[[], Awaitable[Re
             return task.result()
         raise ClientGone
     finally:
-        for pending in (task, watch):
-            pending.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await pending
+        watch.cancel()
+        if not task.done():
+            with contextlib.suppress(Exception):
+                await _end(task)
+        await _end(watch)
 
 
 class EventStream(Response):
@@ -69,6 +71,7 @@ class EventStream(Response):
         self._events = events
         self._on_close = on_close
         self._keep_alive_s = keep_alive_s
+        self._last_sent_s = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         watch = asyncio.ensure_future(wait_for_disconnect(receive))
@@ -76,44 +79,46 @@ class EventStream(Response):
         try:
             await asyncio.wait({watch, writer}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (watch, writer):
-                task.cancel()
             self._on_close()
-            for task in (watch, writer):
-                with contextlib.suppress(asyncio.CancelledError, OSError):
-                    await task
+            await _end(watch, writer)
             await self._events.aclose()
 
     async def _write(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-
-        async def body(chunk: bytes, more: bool = True) -> None:
-            await send({"type": "http.response.body", "body": chunk, "more_body": more})
-
-        next_event: asyncio.Future[dict[str, Any]] | None = None
+        # One send is one write, so the two tasks cannot mix their bytes.
+        keep_alive = asyncio.ensure_future(self._keep_alive(send))
         try:
-            while True:
-                if next_event is None:
-                    next_event = asyncio.ensure_future(self._events.__anext__())
-                done, _ = await asyncio.wait({next_event}, timeout=self._keep_alive_s)
-                if not done:
-                    await body(KEEP_ALIVE)
-                    continue
-                finished, next_event = next_event, None
-                try:
-                    event = finished.result()
-                except StopAsyncIteration:
-                    await body(DONE)
-                    break
-                except Exception as error:
-                    if error_status(error) >= 500:
-                        log_failure(error, "a stream")
-                    await body(encode_event(error_object(error)))
-                    break
-                await body(encode_event(event))
-            await body(b"", more=False)
+            async for event in self._events:
+                await self._send_body(send, encode_event(event))
+            last = DONE
+        except OSError:
+            raise  # the connection broke; there is nobody to tell
+        except Exception as error:
+            if error_status(error) >= 500:
+                log_failure(error, "a stream")
+            last = encode_event(error_object(error))
         finally:
-            if next_event is not None:
-                next_event.cancel()
-                with contextlib.suppress(asyncio.CancelledError, StopAsyncIteration, Exception):
-                    await next_event
+            await _end(keep_alive)
+        await self._send_body(send, last)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send_body(self, send: Send, chunk: bytes) -> None:
+        self._last_sent_s = time.monotonic()
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    async def _keep_alive(self, send: Send) -> None:
+        while True:
+            silent_s = time.monotonic() - self._last_sent_s
+            if silent_s >= self._keep_alive_s:
+                await self._send_body(send, KEEP_ALIVE)
+                silent_s = 0.0
+            await asyncio.sleep(self._keep_alive_s - silent_s)
+
+
+async def _end(*tasks: asyncio.Future[Any]) -> None:
+    """Cancel tasks and wait for their end; a connection that broke under them is no news."""
+    for task in tasks:
+        task.cancel()
+    for task in tasks:
+        with contextlib.suppress(asyncio.CancelledError, OSError):
+            await task
