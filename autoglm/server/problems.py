@@ -47,6 +47,9 @@ def error_response(error: BaseException) -> JSONResponse:
     headers = {}
     if isinstance(error, CapacityError):
         headers["Retry-After"] = str(max(1, error.retry_after_s))
+    if error_status(error) in (408, 413):
+        # The rest of the body is still coming; without this it would be read to its end and thrown away.
+        headers["Connection"] = "close"
     if error_status(error) == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(error_object(error), status_code=error_status(error), headers=headers)

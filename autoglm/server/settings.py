@@ -19,7 +19,7 @@ class ServerSettings:
     allowed_hosts       extra Host names taken on a loopback address (see guard.py)
     """
 
-    max_body_bytes: int = 16 << 20
+    max_body_bytes: int = 32 << 20
     body_timeout_s: float = 60.0
     keep_alive_s: float = 5.0
     drain_timeout_s: float = 60.0
