@@ -644,16 +644,27 @@ inline vf load_tail(const float* p, int n) {
   return vf_load(x);
 }
 
-inline float max_abs(const float* x, int n) {  // n a multiple of 16
-  vf m = vf_zero();
-  for (int i = 0; i < n; i += 16) m = vf_max(vf_abs(vf_load(x + i)), m);
-  return vf_reduce_max(m);
+// The largest magnitude of n floats, n a multiple of 16; NaN if one of them is NaN or infinite.
+inline float max_abs(const float* x, int n) {
+  vf m = vf_zero(), bad = vf_zero();
+  for (int i = 0; i < n; i += 16) {
+    const vf v = vf_load(x + i);
+    m = vf_max(vf_abs(v), m);
+    bad = vf_fma(v, vf_zero(), bad);
+  }
+  return vf_reduce_max(m) + vf_reduce_add(bad);
 }
 
 // q = round(x * 127 / max|x|); returns the scale. n a multiple of 16; sums[i] of each 16.
+// A span that is not finite becomes zeros with the scale NaN, so that the row's results are NaN and seen.
 inline float quantize_span(const float* x, int n, int8_t* q, int32_t* sum16) {
   const float top = max_abs(x, n);
-  const vf inv = vf_set1(top > 0 ? 127.0f / top : 0.0f);
+  if (!(top > 0)) {
+    memset(q, 0, (size_t)n);
+    for (int i = 0; i < n; i += 16) sum16[i / 16] = 0;
+    return top;
+  }
+  const vf inv = vf_set1(127.0f / top);
   for (int i = 0; i < n; i += 16) {
     const vi r = vi_round(vf_mul(vf_load(x + i), inv));
     vi_store_i8(q + i, r);
