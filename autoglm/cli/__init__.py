@@ -266,7 +266,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _report(error: Exception) -> int:
     if isinstance(error, AutoglmError):
-        print(f"ERROR: {error}", file=sys.stderr)
+        from autoglm.cli.console import printable
+
+        # Names out of a model file may stand in the message; they neither break the line nor steer the terminal.
+        print(f"ERROR: {printable(str(error), 2000)}", file=sys.stderr)
         return error.exit_code
     if isinstance(error, typer.exceptions.TyperException):  # a wrong flag or argument
         message = error.format_message().rstrip(".")

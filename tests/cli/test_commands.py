@@ -150,6 +150,19 @@ def test_info_of_what_cannot_be_served_says_why(capfd: pytest.CaptureFixture[str
     assert "\x1b" not in out and "[bold]name" in out, "text from a file neither steers the terminal nor is markup"
 
 
+def test_text_of_a_file_cannot_break_the_error_line(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    import gguf
+
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "evil\x1b[2J\nINFO: fine")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    code, _, err = run(capfd, "serve", "--port", "0", "-m", str(tmp_path / "x.gguf"))
+    assert code == 3 and "\x1b" not in err
+    assert err.splitlines()[-1].startswith("ERROR: ")
+
+
 def test_bench_measures_everything(capfd: pytest.CaptureFixture[str], tiny_llama: TinyModel) -> None:
     arguments = ["bench", "-m", str(tiny_llama.path), "-p", "64", "-n", "8", "-r", "2", "--batches", "1,4", "-t", "1"]
     code, out, _ = run(capfd, *arguments, "--json")
