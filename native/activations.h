@@ -1,0 +1,141 @@
+// Row operations between products: quantization, norm, gate, exponential, argmax.
+#pragma once
+
+namespace {
+
+inline vf load_tail(const float* p, int n) {
+  float x[16] = {};
+  memcpy(x, p, sizeof(float) * (size_t)n);
+  return vf_load(x);
+}
+
+// The largest magnitude of n floats, n a multiple of 16; NaN if one of them is NaN or infinite.
+inline float max_abs(const float* x, int n) {
+  vf m = vf_zero(), bad = vf_zero();
+  for (int i = 0; i < n; i += 16) {
+    const vf v = vf_load(x + i);
+    m = vf_max(vf_abs(v), m);
+    bad = vf_fma(v, vf_zero(), bad);
+  }
+  return vf_reduce_max(m) + vf_reduce_add(bad);
+}
+
+// q = round(x * 127 / max|x|); returns the scale. n a multiple of 16; sums[i] of each 16.
+// A span that is not finite becomes zeros with the scale NaN, so that the row's results are NaN and seen.
+inline float quantize_span(const float* x, int n, int8_t* q, int32_t* sum16) {
+  const float top = max_abs(x, n);
+  if (!(top > 0)) {
+    memset(q, 0, (size_t)n);
+    for (int i = 0; i < n; i += 16) sum16[i / 16] = 0;
+    return top;
+  }
+  const vf inv = vf_set1(127.0f / top);
+  for (int i = 0; i < n; i += 16) {
+    const vi r = vi_round(vf_mul(vf_load(x + i), inv));
+    vi_store_i8(q + i, r);
+    sum16[i / 16] = vi_sum(r);
+  }
+  return top / 127.0f;
+}
+
+void quantize_chunk_k(const float* x, int n, int8_t* q, ActMetaK* meta) {
+  int32_t sum16[16] = {};
+  memset(q, 0, kChunk);
+  meta->scale = quantize_span(x, n, q, sum16);
+  for (int j = 0; j < 8; ++j) meta->sum32[j] = (int16_t)(sum16[2 * j] + sum16[2 * j + 1]);
+  for (int j = 0; j < 16; ++j) meta->neg_sum16[j] = -sum16[j];
+}
+
+void quantize_chunk_b(const float* x, int n, int8_t* q, ActMetaB* meta) {
+  memset(q, 0, kChunk);
+  memset(meta, 0, sizeof(*meta));
+  for (int b = 0; 32 * b < n; ++b) {
+    int32_t sum16[2];
+    meta->scale[b] = quantize_span(x + 32 * b, 32, q + 32 * b, sum16);
+    meta->neg_sum[b] = -(sum16[0] + sum16[1]);
+    meta->scaled_sum[b] = meta->scale[b] * (float)(sum16[0] + sum16[1]);
+  }
+}
+
+void quantize_chunk(const float* src, int chunk, const ActView& out, int row) {
+  const int k0 = chunk * kChunk, n = out.width - k0 < kChunk ? out.width - k0 : kChunk;
+  const size_t at = (size_t)chunk * out.capacity + row;
+  if (out.f32) {
+    float* dst = out.f32 + (size_t)row * out.stride + k0;
+    if (dst != src) memcpy(dst, src, sizeof(float) * (size_t)n);
+  }
+  if (out.qk) quantize_chunk_k(src, n, out.qk + at * kChunk, out.meta_k + at);
+  if (out.qb) quantize_chunk_b(src, n, out.qb + at * kChunk, out.meta_b + at);
+}
+
+void rms_norm(const float* src, const float* weight, float eps, int n, float* dst) {
+  vf sum[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
+  int i = 0;
+  for (; i + 64 <= n; i += 64)
+    for (int j = 0; j < 4; ++j) {
+      const vf x = vf_load(src + i + 16 * j);
+      sum[j] = vf_fma(x, x, sum[j]);
+    }
+  for (; i < n; i += 16) {
+    const vf x = n - i >= 16 ? vf_load(src + i) : load_tail(src + i, n - i);
+    sum[0] = vf_fma(x, x, sum[0]);
+  }
+  const float total = vf_reduce_add(vf_add(vf_add(sum[0], sum[1]), vf_add(sum[2], sum[3])));
+  const float scale = 1.0f / sqrtf(total / (float)n + eps);
+  const vf k = vf_set1(scale);
+  for (i = 0; i + 16 <= n; i += 16) vf_store(dst + i, vf_mul(vf_mul(vf_load(src + i), k), vf_load(weight + i)));
+  for (; i < n; ++i) dst[i] = src[i] * scale * weight[i];
+}
+
+void add(float* dst, const float* src, int n) {
+  int i = 0;
+  for (; i + 16 <= n; i += 16) vf_store(dst + i, vf_add(vf_load(dst + i), vf_load(src + i)));
+  for (; i < n; ++i) dst[i] += src[i];
+}
+
+// exp by 2^n * p(r), |r| <= ln2/2; degree-6 polynomial with Cephes' coefficients, relative error under 2e-7.
+inline vf vf_exp(vf x) {
+  x = vf_max(vf_min(x, vf_set1(88.0f)), vf_set1(-87.0f));
+  const vi n = vi_round(vf_mul(x, vf_set1(1.44269504f)));
+  const vf fn = vf_from_int(n);
+  vf r = vf_fma(fn, vf_set1(-0.693359375f), x);
+  r = vf_fma(fn, vf_set1(2.12194440e-4f), r);
+  vf p = vf_set1(1.9875691500e-4f);
+  p = vf_fma(p, r, vf_set1(1.3981999507e-3f));
+  p = vf_fma(p, r, vf_set1(8.3334519073e-3f));
+  p = vf_fma(p, r, vf_set1(4.1665795894e-2f));
+  p = vf_fma(p, r, vf_set1(1.6666665459e-1f));
+  p = vf_fma(p, r, vf_set1(5.0000001201e-1f));
+  p = vf_fma(p, vf_mul(r, r), vf_add(r, vf_set1(1.0f)));
+  return vf_scale2(p, n);
+}
+
+void silu_mul(const float* gate, const float* up, int n, float* dst) {
+  const vf one = vf_set1(1.0f);
+  for (int i = 0; i < n; i += 16) {
+    const vf g = vf_load(gate + i);
+    const vf e = vf_exp(vf_sub(vf_zero(), g));
+    vf_store(dst + i, vf_mul(vf_div(g, vf_add(one, e)), vf_load(up + i)));
+  }
+}
+
+int argmax(const float* x, int n) {
+  vf top = vf_set1(-INFINITY), bad = vf_zero();
+  int i = 0;
+  for (; i + 16 <= n; i += 16) {
+    const vf v = vf_load(x + i);
+    top = vf_max(v, top);
+    bad = vf_fma(v, vf_zero(), bad);  // NaN once a NaN or infinity is seen
+  }
+  float best = vf_reduce_max(top), nan = vf_reduce_add(bad);
+  for (; i < n; ++i) {
+    best = x[i] > best ? x[i] : best;
+    nan += x[i] * 0.0f;
+  }
+  if (nan != nan) return -1;
+  for (i = 0; i < n; ++i)
+    if (x[i] == best) return i;
+  return -1;
+}
+
+}  // namespace

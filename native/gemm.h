@@ -1,0 +1,147 @@
+// One weight panel times any number of activation rows: picks the unpacked or the direct products by type.
+#pragma once
+
+namespace {
+
+// Calls f.run<T>(first row) over tiles of at most kTileT rows, as even as possible.
+template <class F>
+inline void for_tiles(int rows, const F& f) {
+  const int tiles = (rows + kTileT - 1) / kTileT;
+  for (int i = 0, t0 = 0; i < tiles; ++i) {
+    const int n = (rows - t0) / (tiles - i) + ((rows - t0) % (tiles - i) != 0);
+    switch (n) {
+      case 1: f.template run<1>(t0); break;
+      case 2: f.template run<2>(t0); break;
+#define AUTOGLM_CASE(N) case N: f.template run<(kTileT >= N ? N : 1)>(t0); break;
+      AUTOGLM_CASE(3) AUTOGLM_CASE(4) AUTOGLM_CASE(5) AUTOGLM_CASE(6)
+#undef AUTOGLM_CASE
+    }
+    t0 += n;
+  }
+}
+
+struct RunK32 {
+  const Scratch& s; const int8_t* q; const ActMetaK* meta; float* c;
+  template <int T> void run(int t0) const {
+    AUTOGLM_HALVES product_k32<T, kTileR>(s, half, q + t0 * kChunk, meta + t0, c + t0 * kPanelRows);
+  }
+};
+struct RunK16 {
+  const Scratch& s; const int8_t* q; const ActMetaK* meta; float* c;
+  template <int T> void run(int t0) const {
+    AUTOGLM_HALVES product_k16<T, kTileR>(s, half, q + t0 * kChunk, meta + t0, c + t0 * kPanelRows);
+  }
+};
+template <int Offset, bool HasMin, bool Signed>
+struct RunB32 {
+  const Scratch& s; int blocks; const int8_t* q; const ActMetaB* meta; float* c;
+  template <int T> void run(int t0) const {
+    AUTOGLM_HALVES product_b32<T, kTileR, Offset, HasMin, Signed>(s, half, blocks, q + t0 * kChunk, meta + t0,
+                                                                 c + t0 * kPanelRows);
+  }
+};
+struct RunFloat {
+  const float* w; int cols; const float* x; int stride; float* c;
+  template <int T> void run(int t0) const {
+    AUTOGLM_HALVES product_float<T, kTileR>(w, half, cols, x + (size_t)t0 * stride, stride, c + t0 * kPanelRows);
+  }
+};
+
+void gemm_float(const PackedMatrix& w, const uint8_t* p, const ActView& x, int row_begin, int rows, float* c,
+                float* unpacked) {
+  for (int k0 = 0; k0 < w.cols; k0 += 64) {
+    const int cols = w.cols - k0 < 64 ? w.cols - k0 : 64;
+    const float* weights = unpacked;
+    if (w.type == QuantType::F32) {
+      weights = (const float*)p + (size_t)k0 * kPanelRows;
+    } else {
+      const uint16_t* src = (const uint16_t*)p + (size_t)k0 * kPanelRows;
+      for (int i = 0; i < 2 * cols; ++i) {
+        prefetch(src + 16 * i + 1024);
+        vf_store(unpacked + 16 * i, w.type == QuantType::F16 ? vf_load_f16(src + 16 * i) : vf_load_bf16(src + 16 * i));
+      }
+    }
+    for_tiles(rows, RunFloat{weights, cols, x.f32 + (size_t)row_begin * x.stride + k0, x.stride, c});
+  }
+}
+
+// Q6_K works on four blocks at once: beyond two rows its sums spill (measured 107 against 124 GOPS at four rows).
+int direct_rows(QuantType t) { return t == QuantType::Q6_K && kDirectRows > 2 ? 2 : kDirectRows; }
+
+bool block_elements_256(QuantType t) { return t == QuantType::Q4_K || t == QuantType::Q5_K || t == QuantType::Q6_K; }
+
+size_t chunk_bytes(QuantType type, int blocks) {
+  switch (type) {
+    case QuantType::Q4_K: return 640 + 4096;
+    case QuantType::Q5_K: return 640 + 4096 + 1024;
+    case QuantType::Q6_K: return 576 + 4096 + 2048;
+    case QuantType::Q4_0: return (size_t)blocks * 576;
+    case QuantType::Q4_1: return (size_t)blocks * 640;
+    case QuantType::Q5_0: return (size_t)blocks * 704;
+    case QuantType::Q5_1: return (size_t)blocks * 768;
+    default: return (size_t)blocks * 1088;
+  }
+}
+
+void gemm_panel(const PackedMatrix& w, int panel, const ActView& x, int row_begin, int rows, float* c,
+                uint8_t* scratch) {
+  const uint8_t* p = w.data + (size_t)panel * w.panel_bytes;
+  memset(c, 0, sizeof(float) * (size_t)rows * kPanelRows);
+  if (w.type == QuantType::F32 || w.type == QuantType::F16 || w.type == QuantType::BF16)
+    return gemm_float(w, p, x, row_begin, rows, c, (float*)scratch);
+  const Scratch s = carve(scratch);
+  for (int chunk = 0; chunk < w.chunks; ++chunk) {
+    const int left = (w.cols - chunk * kChunk) / 32, blocks = left < kBlocks ? left : kBlocks;
+    const size_t at = (size_t)chunk * x.capacity + row_begin;
+    if (rows <= direct_rows(w.type)) {
+      const bool k = block_elements_256(w.type);
+      const int8_t* q = (k ? x.qk : x.qb) + at * kChunk;
+      const void* meta = k ? (const void*)(x.meta_k + at) : (const void*)(x.meta_b + at);
+      switch (rows) {
+        case 1: direct_chunk<1>(w.type, p, blocks, q, meta, c); break;
+#define AUTOGLM_CASE(N) case N: direct_chunk<(kDirectRows >= N ? N : 1)>(w.type, p, blocks, q, meta, c); break;
+        AUTOGLM_CASE(2) AUTOGLM_CASE(3) AUTOGLM_CASE(4)
+#undef AUTOGLM_CASE
+      }
+      p += chunk_bytes(w.type, blocks);
+      continue;
+    }
+    switch (w.type) {
+      case QuantType::Q4_K:
+        unpack_q4_k(p, s);
+        for_tiles(rows, RunK32{s, x.qk + at * kChunk, x.meta_k + at, c});
+        break;
+      case QuantType::Q5_K:
+        unpack_q5_k(p, s);
+        for_tiles(rows, RunK32{s, x.qk + at * kChunk, x.meta_k + at, c});
+        break;
+      case QuantType::Q6_K:
+        unpack_q6_k(p, s);
+        for_tiles(rows, RunK16{s, x.qk + at * kChunk, x.meta_k + at, c});
+        break;
+      case QuantType::Q4_0:
+        unpack_b32<false, false>(p, blocks, s);
+        for_tiles(rows, RunB32<3, false, false>{s, blocks, x.qb + at * kChunk, x.meta_b + at, c});
+        break;
+      case QuantType::Q4_1:
+        unpack_b32<true, false>(p, blocks, s);
+        for_tiles(rows, RunB32<-1, true, false>{s, blocks, x.qb + at * kChunk, x.meta_b + at, c});
+        break;
+      case QuantType::Q5_0:
+        unpack_b32<false, true>(p, blocks, s);
+        for_tiles(rows, RunB32<4, false, false>{s, blocks, x.qb + at * kChunk, x.meta_b + at, c});
+        break;
+      case QuantType::Q5_1:
+        unpack_b32<true, true>(p, blocks, s);
+        for_tiles(rows, RunB32<-1, true, false>{s, blocks, x.qb + at * kChunk, x.meta_b + at, c});
+        break;
+      default:
+        unpack_q8_0(p, blocks, s);
+        for_tiles(rows, RunB32<(kQ8Unsigned ? 7 : -1), false, !kQ8Unsigned>{s, blocks, x.qb + at * kChunk,
+                                                                           x.meta_b + at, c});
+    }
+    p += chunk_bytes(w.type, blocks);
+  }
+}
+
+}  // namespace

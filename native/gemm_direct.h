@@ -1,0 +1,225 @@
+// Products for one to four rows, straight from the packed bytes.
+//
+// So few rows are bound by the reading of weights; unpacking into registers instead of the scratch halves the
+// instructions. The integer sums and the order of float steps are those of gemm_products.h, so the results are
+// the same bits.
+#pragma once
+
+namespace {
+
+// acc += scale * dot for both halves of T rows
+template <int T, int R>
+AUTOGLM_INLINE void add_scaled(vi (&d)[T][R], const vf (&scale)[R], vf (&acc)[T][R]) {
+  AUTOGLM_TILE(acc[t][g] = vf_fma(vf_from_int(d[t][g]), scale[g], acc[t][g]))
+}
+
+template <int T, int R, bool Five, int Pair>
+AUTOGLM_INLINE void direct_k32_pair(const uint8_t* p, int half, const int8_t* qx, vf (&acc)[T][R]) {
+  const vb low = vb_set1(15), high = vb_set1(16);
+  const uint8_t *nib = p + 640 + Pair * 1024, *plane = p + 640 + 4096;
+  vi d0[T][R], d1[T][R];
+  AUTOGLM_TILE(d0[t][g] = d1[t][g] = vi_zero())
+#pragma GCC unroll 8
+  for (int k = 0; k < 8; ++k) {
+    vb x0[R], x1[R];
+#pragma GCC unroll 2
+    for (int g = 0; g < R; ++g) {
+      const int at = k * kQuadBytes + (half + g) * kVec;
+      prefetch(nib + at + 4736);
+      const vb x = vb_load(nib + at);
+      x0[g] = vb_and(x, low);
+      x1[g] = vb_and(vb_shr<4>(x), low);
+      if (Five) {
+        const vb h = vb_load(plane + at);
+        x0[g] = vb_or(x0[g], vb_and(high_bit_raw<2 * Pair>(h), high));
+        x1[g] = vb_or(x1[g], vb_and(high_bit_raw<2 * Pair + 1>(h), high));
+      }
+    }
+    AUTOGLM_TILE({
+      d0[t][g] = dot4(d0[t][g], x0[g], quad_load(qx + t * kChunk + 64 * Pair + 4 * k));
+      d1[t][g] = dot4(d1[t][g], x1[g], quad_load(qx + t * kChunk + 64 * Pair + 32 + 4 * k));
+    })
+  }
+  vf s0[R], s1[R];
+#pragma GCC unroll 2
+  for (int g = 0; g < R; ++g) {
+    const vf d = vf_load_f16((const uint16_t*)p + 16 * (half + g));
+    s0[g] = vf_mul(d, vf_load_u8(p + 128 + 64 * Pair + 16 * (half + g)));
+    s1[g] = vf_mul(d, vf_load_u8(p + 128 + 64 * Pair + 32 + 16 * (half + g)));
+  }
+  add_scaled<T, R>(d0, s0, acc);
+  add_scaled<T, R>(d1, s1, acc);
+}
+
+template <int T, int R, bool Five>
+inline void direct_k32(const uint8_t* p, int half, const int8_t* qx, const ActMetaK* meta, float* c) {
+  vf acc[T][R];
+  AUTOGLM_TILE(acc[t][g] = vf_zero())
+  direct_k32_pair<T, R, Five, 0>(p, half, qx, acc);
+  direct_k32_pair<T, R, Five, 1>(p, half, qx, acc);
+  direct_k32_pair<T, R, Five, 2>(p, half, qx, acc);
+  direct_k32_pair<T, R, Five, 3>(p, half, qx, acc);
+  vi m[T][R];
+  AUTOGLM_TILE(m[t][g] = vi_zero())
+  for (int pair = 0; pair < 4; ++pair)
+    AUTOGLM_TILE(m[t][g] = dot2_u8(m[t][g], p + 128 + 256 + 64 * pair + 32 * (half + g), meta[t].sum32 + 2 * pair))
+  AUTOGLM_TILE({
+    float* out = c + t * kPanelRows + 16 * (half + g);
+    const vf dmin = vf_sub(vf_zero(), vf_load_f16((const uint16_t*)(p + 64) + 16 * (half + g)));
+    const vf a = vf_fma(vf_from_int(m[t][g]), dmin, acc[t][g]);
+    vf_store(out, vf_fma(a, vf_set1(meta[t].scale), vf_load(out)));
+  })
+}
+
+template <int T, int R>
+inline void direct_k16(const uint8_t* p, int half, const int8_t* qx, const ActMetaK* meta, float* c) {
+  const vb low = vb_set1(15), high = vb_set1(48);
+  vf acc[T][R], d[R];
+  AUTOGLM_TILE(acc[t][g] = vf_zero())
+  for (int g = 0; g < R; ++g) d[g] = vf_load_f16((const uint16_t*)p + 16 * (half + g));
+  for (int h = 0; h < 2; ++h) {
+    const uint8_t *n0 = p + 576 + 2048 * h, *n1 = n0 + 1024, *plane = p + 576 + 4096 + 1024 * h;
+    float part[4][2][T][R][16];  // dots of blocks 4h..4h+3, two halves of 16 columns each, as scaled in order below
+    for (int s = 0; s < 2; ++s) {
+      vi dot[4][T][R];
+#pragma GCC unroll 4
+      for (int b = 0; b < 4; ++b)
+        AUTOGLM_TILE(dot[b][t][g] = vi_offset<5>(meta[t].neg_sum16 + 8 * h + 2 * b + s))
+#pragma GCC unroll 4
+      for (int k = 4 * s; k < 4 * s + 4; ++k) {
+#pragma GCC unroll 2
+        for (int g = 0; g < R; ++g) {
+          const int at = k * kQuadBytes + (half + g) * kVec;
+          prefetch(n0 + at + 6720);
+          prefetch(n1 + at + 6720);
+          prefetch(plane + at + 6720);
+          const vb x0 = vb_load(n0 + at), x1 = vb_load(n1 + at), y = vb_load(plane + at);
+          const vb w0 = vb_or(vb_and(x0, low), vb_and(vb_shl<4>(y), high));
+          const vb w1 = vb_or(vb_and(x1, low), vb_and(vb_shl<2>(y), high));
+          const vb w2 = vb_or(vb_and(vb_shr<4>(x0), low), vb_and(y, high));
+          const vb w3 = vb_or(vb_and(vb_shr<4>(x1), low), vb_and(vb_shr<2>(y), high));
+#pragma GCC unroll 4
+          for (int t = 0; t < T; ++t) {
+            const int8_t* q = qx + t * kChunk + 128 * h + 4 * k;
+            dot[0][t][g] = dot4(dot[0][t][g], w0, quad_load(q));
+            dot[1][t][g] = dot4(dot[1][t][g], w1, quad_load(q + 32));
+            dot[2][t][g] = dot4(dot[2][t][g], w2, quad_load(q + 64));
+            dot[3][t][g] = dot4(dot[3][t][g], w3, quad_load(q + 96));
+          }
+        }
+      }
+#pragma GCC unroll 4
+      for (int b = 0; b < 4; ++b) AUTOGLM_TILE(vf_store(part[b][s][t][g], vf_from_int(dot[b][t][g])))
+    }
+    for (int j = 0; j < 8; ++j)
+#pragma GCC unroll 2
+      for (int g = 0; g < R; ++g) {
+        const vf scale = vf_mul(d[g], vf_load_i8((const int8_t*)p + 64 + 32 * (8 * h + j) + 16 * (half + g)));
+#pragma GCC unroll 4
+        for (int t = 0; t < T; ++t) acc[t][g] = vf_fma(vf_load(part[j / 2][j % 2][t][g]), scale, acc[t][g]);
+      }
+  }
+  AUTOGLM_TILE({
+    float* out = c + t * kPanelRows + 16 * (half + g);
+    vf_store(out, vf_fma(acc[t][g], vf_set1(meta[t].scale), vf_load(out)));
+  })
+}
+
+template <int T, int R, int Offset, bool HasMin, bool Signed>
+AUTOGLM_INLINE void add_b32(vi (&d)[T][R], const uint8_t* p, int half, int b, const ActMetaB* meta, vf (&acc)[T][R]) {
+#pragma GCC unroll 2
+  for (int g = 0; g < R; ++g) {
+    const vf scale = vf_load_f16((const uint16_t*)p + 16 * (half + g));
+    const vf minimum = HasMin ? vf_load_f16((const uint16_t*)(p + 64) + 16 * (half + g)) : vf_zero();
+#pragma GCC unroll 4
+    for (int t = 0; t < T; ++t) {
+      acc[t][g] = vf_fma(vf_mul(vf_from_int(d[t][g]), vf_set1(meta[t].scale[b])), scale, acc[t][g]);
+      if (HasMin) acc[t][g] = vf_fma(vf_set1(meta[t].scaled_sum[b]), minimum, acc[t][g]);
+    }
+  }
+}
+
+template <int T, int R, bool HasPlane, int V>
+AUTOGLM_INLINE void direct_nibbles(const uint8_t* p, int half, const int8_t* q, vi (&d)[T][R]) {
+  const vb low = vb_set1(15);
+#pragma GCC unroll 2
+  for (int g = 0; g < R; ++g) {
+    const int at = V * kQuadBytes + (half + g) * kVec;
+    prefetch(p + at + 4096);
+    const vb x = vb_load(p + at);
+    vb x0 = vb_and(x, low), x1 = vb_and(vb_shr<4>(x), low);
+    if (HasPlane) {
+      const vb h = vb_load(p + 512 + (half + g) * kVec);
+      x0 = vb_or(x0, high_bit<V>(h));
+      x1 = vb_or(x1, high_bit<V + 4>(h));
+    }
+#pragma GCC unroll 4
+    for (int t = 0; t < T; ++t) {
+      d[t][g] = dot4(d[t][g], x0, quad_load(q + t * kChunk + 4 * V));
+      d[t][g] = dot4(d[t][g], x1, quad_load(q + t * kChunk + 16 + 4 * V));
+    }
+  }
+}
+
+template <int T, int R, int Offset, bool HasMin, bool HasPlane>
+inline void direct_b32(const uint8_t* p, int half, int blocks, const int8_t* qx, const ActMetaB* meta, float* c) {
+  constexpr int header = HasMin ? 128 : 64, size = header + 512 + (HasPlane ? 128 : 0);
+  vf acc[T][R];
+  AUTOGLM_TILE(acc[t][g] = vf_load(c + t * kPanelRows + 16 * (half + g)))
+  for (int b = 0; b < blocks; ++b, p += size) {
+    vi d[T][R];
+    AUTOGLM_TILE(d[t][g] = Offset >= 0 ? vi_offset<(Offset < 0 ? 0 : Offset)>(meta[t].neg_sum + b) : vi_zero())
+    direct_nibbles<T, R, HasPlane, 0>(p + header, half, qx + 32 * b, d);
+    direct_nibbles<T, R, HasPlane, 1>(p + header, half, qx + 32 * b, d);
+    direct_nibbles<T, R, HasPlane, 2>(p + header, half, qx + 32 * b, d);
+    direct_nibbles<T, R, HasPlane, 3>(p + header, half, qx + 32 * b, d);
+    add_b32<T, R, Offset, HasMin, false>(d, p, half, b, meta, acc);
+  }
+  AUTOGLM_TILE(vf_store(c + t * kPanelRows + 16 * (half + g), acc[t][g]))
+}
+
+template <int T, int R>
+inline void direct_q8(const uint8_t* p, int half, int blocks, const int8_t* qx, const ActMetaB* meta, float* c) {
+  const vb flip = vb_set1(kQ8Unsigned ? 0x80 : 0);
+  vf acc[T][R];
+  AUTOGLM_TILE(acc[t][g] = vf_load(c + t * kPanelRows + 16 * (half + g)))
+  for (int b = 0; b < blocks; ++b, p += 1088) {
+    vi d[T][R];
+    AUTOGLM_TILE(d[t][g] = kQ8Unsigned ? vi_offset<7>(meta[t].neg_sum + b) : vi_zero())
+#pragma GCC unroll 8
+    for (int k = 0; k < 8; ++k)
+#pragma GCC unroll 2
+      for (int g = 0; g < R; ++g) {
+        const uint8_t* at = p + 64 + k * kQuadBytes + (half + g) * kVec;
+        prefetch(at + 4352);
+        const vb x = vb_xor(vb_load(at), flip);
+#pragma GCC unroll 4
+        for (int t = 0; t < T; ++t) {
+          const Quad a = quad_load(qx + t * kChunk + 32 * b + 4 * k);
+          d[t][g] = kQ8Unsigned ? dot4(d[t][g], x, a) : dot4_q8(d[t][g], x, a);
+        }
+      }
+    add_b32<T, R, 0, false, false>(d, p, half, b, meta, acc);
+  }
+  AUTOGLM_TILE(vf_store(c + t * kPanelRows + 16 * (half + g), acc[t][g]))
+}
+
+#define AUTOGLM_HALVES for (int half = 0; half < 2; half += kTileR)
+
+template <int T>
+void direct_chunk(QuantType type, const uint8_t* p, int blocks, const int8_t* q, const void* meta, float* c) {
+  const ActMetaK* mk = (const ActMetaK*)meta;
+  const ActMetaB* mb = (const ActMetaB*)meta;
+  AUTOGLM_HALVES switch (type) {
+    case QuantType::Q4_K: direct_k32<T, kTileR, false>(p, half, q, mk, c); break;
+    case QuantType::Q5_K: direct_k32<T, kTileR, true>(p, half, q, mk, c); break;
+    case QuantType::Q6_K: direct_k16<T, kTileR>(p, half, q, mk, c); break;
+    case QuantType::Q4_0: direct_b32<T, kTileR, 3, false, false>(p, half, blocks, q, mb, c); break;
+    case QuantType::Q4_1: direct_b32<T, kTileR, -1, true, false>(p, half, blocks, q, mb, c); break;
+    case QuantType::Q5_0: direct_b32<T, kTileR, 4, false, true>(p, half, blocks, q, mb, c); break;
+    case QuantType::Q5_1: direct_b32<T, kTileR, -1, true, true>(p, half, blocks, q, mb, c); break;
+    default: direct_q8<T, kTileR>(p, half, blocks, q, mb, c);
+  }
+}
+
+}  // namespace

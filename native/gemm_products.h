@@ -1,0 +1,118 @@
+// Products of an unpacked chunk with tiles of activation rows: exact integer dots, then float steps in fixed order.
+#pragma once
+
+namespace {
+
+// Dots of one 32-column block (or of 16 columns of it) with T rows: d[t][g] += w . q
+template <int T, int R, bool Signed, int Quads>
+AUTOGLM_INLINE void block_dots(const uint8_t* w, const int8_t* const (&q)[T], int offset, vi (&d)[T][R]) {
+#pragma GCC unroll 8
+  for (int k = 0; k < Quads; ++k) {
+    vb x[R];
+#pragma GCC unroll 2
+    for (int g = 0; g < R; ++g) x[g] = vb_load(w + k * kQuadBytes + g * kVec);
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) {
+      const Quad a = quad_load(q[t] + offset + 4 * k);
+#pragma GCC unroll 2
+      for (int g = 0; g < R; ++g) d[t][g] = Signed ? dot4_q8(d[t][g], x[g], a) : dot4(d[t][g], x[g], a);
+    }
+  }
+}
+
+#define AUTOGLM_TILE(body)                  \
+  _Pragma("GCC unroll 8")                   \
+  for (int t = 0; t < T; ++t)               \
+    _Pragma("GCC unroll 2")                 \
+    for (int g = 0; g < R; ++g) { body; }
+
+// Q4_K and Q5_K: c += scale_x * (sum_b d_b * dot_b - dmin * sum_b m_b * sum32_b)
+template <int T, int R>
+inline void product_k32(const Scratch& s, int half, const int8_t* qx, const ActMetaK* meta, float* c) {
+  const int8_t* q[T];
+  vf acc[T][R];
+  for (int t = 0; t < T; ++t) q[t] = qx + t * kChunk;
+  AUTOGLM_TILE(acc[t][g] = vf_zero())
+  for (int b = 0; b < kBlocks; ++b) {
+    vi d[T][R];
+    AUTOGLM_TILE(d[t][g] = vi_zero())
+    block_dots<T, R, false, 8>(s.w + b * kBlockBytes + half * kVec, q, 32 * b, d);
+    AUTOGLM_TILE(acc[t][g] = vf_fma(vf_from_int(d[t][g]), vf_load(s.scale + 32 * b + 16 * (half + g)), acc[t][g]))
+  }
+  vi m[T][R];
+  AUTOGLM_TILE(m[t][g] = vi_zero())
+  for (int pair = 0; pair < 4; ++pair)
+    AUTOGLM_TILE(m[t][g] = dot2(m[t][g], s.m16 + 64 * pair + 32 * (half + g), meta[t].sum32 + 2 * pair))
+  AUTOGLM_TILE({
+    float* out = c + t * kPanelRows + 16 * (half + g);
+    const vf a = vf_fma(vf_from_int(m[t][g]), vf_load(s.minimum + 16 * (half + g)), acc[t][g]);
+    vf_store(out, vf_fma(a, vf_set1(meta[t].scale), vf_load(out)));
+  })
+}
+
+// Q6_K: c += scale_x * sum_j d_j * (dot_j - 32 * sum16_j)
+template <int T, int R>
+inline void product_k16(const Scratch& s, int half, const int8_t* qx, const ActMetaK* meta, float* c) {
+  const int8_t* q[T];
+  vf acc[T][R];
+  for (int t = 0; t < T; ++t) q[t] = qx + t * kChunk;
+  AUTOGLM_TILE(acc[t][g] = vf_zero())
+  for (int j = 0; j < 2 * kBlocks; ++j) {
+    vi d[T][R];
+    for (int t = 0; t < T; ++t) {
+      const vi start = vi_offset<5>(meta[t].neg_sum16 + j);
+      for (int g = 0; g < R; ++g) d[t][g] = start;
+    }
+    block_dots<T, R, false, 4>(s.w + j * (kBlockBytes / 2) + half * kVec, q, 16 * j, d);
+    AUTOGLM_TILE(acc[t][g] = vf_fma(vf_from_int(d[t][g]), vf_load(s.scale + 32 * j + 16 * (half + g)), acc[t][g]))
+  }
+  AUTOGLM_TILE({
+    float* out = c + t * kPanelRows + 16 * (half + g);
+    vf_store(out, vf_fma(acc[t][g], vf_set1(meta[t].scale), vf_load(out)));
+  })
+}
+
+// Types with a scale per 32 columns on both sides. Offset: log2 of the constant a weight is raised by,
+// or -1 for none. HasMin: Q4_1, Q5_1. c += sum_b d_b * (scale_x_b * dot_b) + m_b * scaled_sum_b
+template <int T, int R, int Offset, bool HasMin, bool Signed>
+inline void product_b32(const Scratch& s, int half, int blocks, const int8_t* qx, const ActMetaB* meta, float* c) {
+  const int8_t* q[T];
+  vf acc[T][R];
+  for (int t = 0; t < T; ++t) q[t] = qx + t * kChunk;
+  AUTOGLM_TILE(acc[t][g] = vf_load(c + t * kPanelRows + 16 * (half + g)))
+  for (int b = 0; b < blocks; ++b) {
+    vi d[T][R];
+    for (int t = 0; t < T; ++t) {
+      const vi start = Offset >= 0 ? vi_offset<(Offset < 0 ? 0 : Offset)>(meta[t].neg_sum + b) : vi_zero();
+      for (int g = 0; g < R; ++g) d[t][g] = start;
+    }
+    block_dots<T, R, Signed, 8>(s.w + b * kBlockBytes + half * kVec, q, 32 * b, d);
+    AUTOGLM_TILE({
+      const vf x = vf_mul(vf_from_int(d[t][g]), vf_set1(meta[t].scale[b]));
+      acc[t][g] = vf_fma(x, vf_load(s.scale + 32 * b + 16 * (half + g)), acc[t][g]);
+      if (HasMin)
+        acc[t][g] = vf_fma(vf_set1(meta[t].scaled_sum[b]), vf_load(s.minimum + 32 * b + 16 * (half + g)), acc[t][g]);
+    })
+  }
+  AUTOGLM_TILE(vf_store(c + t * kPanelRows + 16 * (half + g), acc[t][g]))
+}
+
+// Float weights, unpacked to [column][32]; columns strictly in order.
+template <int T, int R>
+inline void product_float(const float* w, int half, int cols, const float* x, int stride, float* c) {
+  vf acc[T][R];
+  AUTOGLM_TILE(acc[t][g] = vf_load(c + t * kPanelRows + 16 * (half + g)))
+  for (int k = 0; k < cols; ++k) {
+    vf y[R];
+    for (int g = 0; g < R; ++g) y[g] = vf_load(w + k * kPanelRows + 16 * (half + g));
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) {
+      const vf a = vf_set1(x[t * stride + k]);
+#pragma GCC unroll 2
+      for (int g = 0; g < R; ++g) acc[t][g] = vf_fma(a, y[g], acc[t][g]);
+    }
+  }
+  AUTOGLM_TILE(vf_store(c + t * kPanelRows + 16 * (half + g), acc[t][g]))
+}
+
+}  // namespace
