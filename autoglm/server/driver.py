@@ -171,6 +171,18 @@ class EngineDriver:
         """Refuse new work with 503 from now on; what runs goes on."""
         self._is_draining = True
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the engine thread is still there."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def request_stop(self) -> None:
+        """Ask the engine thread to end after the step it is in; whoever still waits gets a 503."""
+        self.begin_drain()
+        with self._wake:
+            self._is_stopping = True
+            self._wake.notify()
+
     def stop(self, drain: bool = False, timeout_s: float = 60.0) -> None:
         """Stop the engine thread; with drain, after what runs has finished or timeout_s have passed."""
         thread = self._thread
@@ -181,10 +193,8 @@ class EngineDriver:
             deadline = time.monotonic() + timeout_s
             while self._streams and thread.is_alive() and time.monotonic() < deadline:
                 time.sleep(0.02)
-        with self._wake:
-            self._is_stopping = True
-            self._wake.notify()
-        thread.join(timeout=timeout_s + 1.0)
+        self.request_stop()
+        thread.join(timeout=timeout_s)
         self._thread = None
         self._is_draining = False
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
 import signal
 import socket
 import sys
@@ -123,7 +124,9 @@ class DrainingServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End the engine first, so that unfinished streams get their error event, then the connections."""
-        await asyncio.get_running_loop().run_in_executor(None, self._driver.stop)
+        self._driver.request_stop()
+        while self._driver.is_running and not self.force_exit:
+            await asyncio.sleep(0.02)
         await super().shutdown(sockets)
 
 
@@ -139,7 +142,7 @@ def run_server(
 
     sock  from reserve_socket, where the caller wanted the port before loading a model
     log   called once with "INFO: Server running on port N" when the server listens; prints it if None
-    Raises ConfigError if the port cannot be had.
+    Raises ConfigError if the port cannot be had. A second signal during a long step ends the process with 1.
     """
     sock = sock or reserve_socket(host, port)
     service: Service = app.state.service
@@ -171,4 +174,10 @@ def run_server(
         ws="none",
         h11_max_incomplete_event_size=64 << 10,
     )
-    DrainingServer(config, service.driver, service.settings.drain_timeout_s, announce).run(sockets=[sock])
+    server = DrainingServer(config, service.driver, service.settings.drain_timeout_s, announce)
+    server.run(sockets=[sock])
+    if server.force_exit and service.driver.is_running:
+        # A step of a large model takes seconds, and an interpreter that ends while native code runs may crash.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)

@@ -75,7 +75,7 @@ class Service:
         return name
 
     async def prepare(self, work: Callable[[], Result]) -> Result:
-        """Run template, tokenizer or grammar work on a worker thread; 429 if more is under way than the engine takes."""
+        """Run template, tokenizer or grammar work on a worker thread; 429 beyond what the engine takes."""
         if self._num_preparing >= self.driver.max_in_flight:
             raise CapacityError(f"{self._num_preparing} requests are being prepared already; try again in a moment")
         with self._lock:

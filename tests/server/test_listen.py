@@ -105,7 +105,7 @@ def test_draining_is_bounded_and_tells_the_stream(tiny_glm4: TinyModel) -> None:
 
 
 def test_a_second_signal_stops_at_once(tiny_glm4: TinyModel) -> None:
-    server = ServerProcess(tiny_glm4, step_s=0.3)
+    server = ServerProcess(tiny_glm4, step_s=30)  # in the middle of a step, as a large model's prefill takes
     texts: list[str] = []
     thread = slow_request(server.url, texts)
     time.sleep(0.8)
@@ -113,9 +113,9 @@ def test_a_second_signal_stops_at_once(tiny_glm4: TinyModel) -> None:
     time.sleep(0.2)
     started_s = time.monotonic()
     server.process.send_signal(signal.SIGINT)
-    code, _ = server.end()
-    assert time.monotonic() - started_s < 2
-    assert code == 0
+    code, log = server.end()
+    assert time.monotonic() - started_s < 10
+    assert code == 1 and "canary" not in log
     thread.join()
 
 
