@@ -291,8 +291,8 @@ class GGUFFile:
             value = float(value)
         if type(value) is not type_:
             raise FormatError(
-                f"{self.path}: metadata key {_shown(key)} is {_TYPE_NAMES[type(value)]}, expected {_TYPE_NAMES[type_]}; "
-                "fetch another conversion of the model"
+                f"{self.path}: metadata key {_shown(key)} is {_TYPE_NAMES[type(value)]}, "
+                f"expected {_TYPE_NAMES[type_]}; fetch another conversion of the model"
             )
         result: T = value
         return result
