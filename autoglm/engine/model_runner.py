@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from autoglm.config import EngineConfig, ModelConfig
 from autoglm.engine.batch import Batch
+from autoglm.errors import ConfigError
 from autoglm.formats.gguf import GGUFFile
 from autoglm.kernels import KvCache, Runtime
 from autoglm.model.loader import Progress, WeightReader, read_model_config
@@ -39,6 +40,13 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+def _make_runtime(num_threads: int) -> Runtime:
+    try:
+        return Runtime(num_threads)
+    except ValueError as error:  # AUTOGLM_ISA names kernels that cannot run here, or too many threads
+        raise ConfigError(str(error)) from None
+
+
 class CpuModelRunner:
     """The native runner: one program, one thread pool, one paged KV cache.
 
@@ -59,7 +67,7 @@ class CpuModelRunner:
             self.num_blocks * config.block_size,
         )
         self.model_id = f"{model.name}:{gguf.file_bytes}"
-        self.runtime = Runtime(config.num_threads or available_cores())
+        self.runtime = _make_runtime(config.num_threads or available_cores())
         self._cache = KvCache(
             model.num_hidden_layers,
             self.num_blocks,

@@ -273,6 +273,16 @@ class GGUFFile:
             raise ValueError(f"{self.path}: the GGUF file is closed")
         return np.frombuffer(self._buffer, dtype=np.uint8, count=info.nbytes, offset=info.offset)
 
+    def release(self, name: str) -> None:
+        """Give back the memory that reading a tensor took; the next look at it reads the file again."""
+        info = self.tensors[name]
+        if self._buffer is None or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        start = -(-info.offset // mmap.PAGESIZE) * mmap.PAGESIZE  # neighbours share the first and last page
+        length = (info.offset + info.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - start
+        if length > 0:
+            self._buffer.madvise(mmap.MADV_DONTNEED, start, length)
+
     def get(self, key: str, type_: type[T], default: D | _Required = REQUIRED) -> T | D:
         """A metadata value of one Python type (bool, int, float, str or list).
 

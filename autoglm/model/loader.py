@@ -137,6 +137,7 @@ class WeightReader:
             piece = data[start * row : (start + count) * row]
             parts.append(Matrix.pack(self.runtime, piece, int(info.type), count, cols))
             start += count
+        self.gguf.release(name)
         self._count(name, info.nbytes)
         return parts
 
