@@ -62,6 +62,8 @@ class ModelConfig:
 
 
 KV_CACHE_TYPES = ("f16", "q8_0")
+# Prefill gains nothing from longer steps (the kernels block rows by 512), and people wait behind them.
+DEFAULT_BATCHED_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class EngineConfig:
 
     ctx_size: int | None = None  # tokens one sequence may hold
     max_num_seqs: int = 16  # sequences running at once (--parallel)
-    max_num_batched_tokens: int = 512  # tokens one step may process
+    max_num_batched_tokens: int | None = None  # tokens one step may process, at most DEFAULT_BATCHED_TOKENS if fitted
     max_waiting: int = 256  # queue length before 429
     num_kv_blocks: int | None = None
     block_size: int = 16  # tokens a KV block holds; the attention kernel is built for 16
@@ -86,12 +88,17 @@ class EngineConfig:
                     f"{name} is {getattr(self, name)!r}; this build stores the KV cache as "
                     + " or ".join(KV_CACHE_TYPES)
                 )
-        for name in ("max_num_seqs", "max_num_batched_tokens", "max_waiting"):
+        for name in ("max_num_seqs", "max_waiting"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 1")
-        for name in ("ctx_size", "num_kv_blocks", "num_threads"):
+        for name in ("ctx_size", "max_num_batched_tokens", "num_kv_blocks", "num_threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}, expected at least 1")
         if self.block_size != 16:
             raise ConfigError(f"block_size is {self.block_size}; the attention kernels are built for 16")
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens one step may process: as chosen or fitted, else the default."""
+        return self.max_num_batched_tokens or DEFAULT_BATCHED_TOKENS

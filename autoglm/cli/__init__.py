@@ -37,7 +37,15 @@ Threads = Annotated[
     int | None, typer.Option("-t", "--threads", min=-1, help="Threads to compute with. Default: all cores.")
 ]
 Parallel = Annotated[int, typer.Option("-np", "--parallel", min=1, help="Requests that run at once.")]
-BatchedTokens = Annotated[int, typer.Option("-b", "--max-batched-tokens", min=1, help="Tokens one step may process.")]
+BatchedTokens = Annotated[
+    int | None,
+    typer.Option(
+        "-b",
+        "--max-batched-tokens",
+        min=1,
+        help="Tokens one step may process. Default: 512, less where memory is short.",
+    ),
+]
 CacheTypeK = Annotated[str, typer.Option("-ctk", "--cache-type-k", metavar="f16|q8_0", help="How keys are cached.")]
 CacheTypeV = Annotated[str, typer.Option("-ctv", "--cache-type-v", metavar="f16|q8_0", help="How values are cached.")]
 KvBlocks = Annotated[
@@ -92,7 +100,7 @@ def _serve(
     ctx_size: CtxSize = None,
     threads: Threads = None,
     parallel: Parallel = EngineConfig.max_num_seqs,
-    max_batched_tokens: BatchedTokens = EngineConfig.max_num_batched_tokens,
+    max_batched_tokens: BatchedTokens = None,
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more get 429.")] = EngineConfig.max_waiting,
     chat_template_file: TemplateFile = None,
     cache_type_k: CacheTypeK = EngineConfig.cache_type_k,

@@ -37,7 +37,7 @@ class ModelOptions:
     ctx_size: int | None = None
     threads: int | None = None
     parallel: int = EngineConfig.max_num_seqs
-    max_batched_tokens: int = EngineConfig.max_num_batched_tokens
+    max_batched_tokens: int | None = None
     queue: int = EngineConfig.max_waiting
     cache_type_k: str = EngineConfig.cache_type_k
     cache_type_v: str = EngineConfig.cache_type_v

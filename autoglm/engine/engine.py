@@ -107,7 +107,7 @@ class Engine:
         self.runner = runner
         self.tokenizer = tokenizer
         self.config = config
-        budget = min(config.max_num_batched_tokens, runner.max_num_batched_tokens)
+        budget = min(config.token_budget, runner.max_num_batched_tokens)
         self.block_manager = BlockManager(
             runner.num_blocks,
             runner.block_size,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from autoglm.config import EngineConfig, ModelConfig
+from autoglm.config import DEFAULT_BATCHED_TOKENS, EngineConfig, ModelConfig
 from autoglm.errors import ConfigError
 from autoglm.kernels import KvCache
 
@@ -18,6 +18,8 @@ _POOL_SHARE = 0.6
 _PROCESS_BYTES = 200 << 20
 # Padding and block sums the kernels' own weight layout adds to the file's size, at most.
 _REPACK_OVERHEAD = 1.05
+# Tokens one step may process, longest first; the last one is taken however little memory there is.
+_TOKEN_BUDGETS = (DEFAULT_BATCHED_TOKENS, 256, 128, 64)
 # Below this many tokens of context a chat is of no use; the machine is then too small.
 _MIN_CONTEXT = 512
 
@@ -54,7 +56,7 @@ def workspace_bytes(model: ModelConfig, config: EngineConfig) -> int:
     query_and_kv = (model.num_attention_heads + 2 * model.num_key_value_heads) * model.head_dim
     per_token = 4 * (3 * model.hidden_size + query_and_kv + 2 * model.intermediate_size)
     per_token += model.hidden_size + model.intermediate_size + 4 * model.vocab_size
-    return _PROCESS_BYTES + config.max_num_batched_tokens * per_token + config.max_num_seqs * 2 * 4 * model.vocab_size
+    return _PROCESS_BYTES + config.token_budget * per_token + config.max_num_seqs * 2 * 4 * model.vocab_size
 
 
 def memory_plan(model: ModelConfig, weights_bytes: int, config: EngineConfig, available_bytes: int) -> MemoryPlan:
@@ -72,7 +74,7 @@ def memory_plan(model: ModelConfig, weights_bytes: int, config: EngineConfig, av
 def fit_engine_config(
     model: ModelConfig, weights_bytes: int, config: EngineConfig, available_bytes: int
 ) -> EngineConfig:
-    """Fill ctx_size and num_kv_blocks where they are None, from available_bytes of memory.
+    """Fill ctx_size, num_kv_blocks and max_num_batched_tokens where they are None, from available_bytes of memory.
 
     weights_bytes  size of all weight tensors in the file
     The pool holds at most max_num_seqs full contexts; a context never exceeds the pool.
@@ -83,6 +85,7 @@ def fit_engine_config(
             f"a context of {config.ctx_size} tokens was asked for, and {model.name} was made for "
             f"{model.max_position_embeddings}; mend: --ctx-size {model.max_position_embeddings} or less"
         )
+    config = _with_token_budget(model, weights_bytes, config, available_bytes)
     plan = memory_plan(model, weights_bytes, replace(config, num_kv_blocks=None), available_bytes)
     left_bytes = available_bytes - plan.total_bytes
     smallest = min(_MIN_CONTEXT, model.max_position_embeddings)
@@ -101,6 +104,21 @@ def fit_engine_config(
         raise _context_too_large(config.ctx_size, pool_tokens, plan)
     blocks = -(-pool_tokens // config.block_size)
     return replace(config, ctx_size=min(wanted, blocks * config.block_size), num_kv_blocks=blocks)
+
+
+def _with_token_budget(
+    model: ModelConfig, weights_bytes: int, config: EngineConfig, available_bytes: int
+) -> EngineConfig:
+    """The longest step whose working memory takes at most a quarter of what the weights leave."""
+    if config.max_num_batched_tokens is not None:
+        return config
+    fitted = config
+    for tokens in _TOKEN_BUDGETS:
+        fitted = replace(config, max_num_batched_tokens=tokens)
+        plan = memory_plan(model, weights_bytes, replace(fitted, num_kv_blocks=None), available_bytes)
+        if plan.workspace_bytes - _PROCESS_BYTES <= (available_bytes - plan.weights_bytes - _PROCESS_BYTES) // 4:
+            break
+    return fitted
 
 
 def _pool_tokens(config: EngineConfig, context: int, token_bytes: int, left_bytes: int) -> int:

@@ -59,7 +59,7 @@ class CpuModelRunner:
         model = self.model_config
         self.block_size = config.block_size
         self.vocab_size = model.vocab_size
-        self.max_num_batched_tokens = config.max_num_batched_tokens
+        self.max_num_batched_tokens = config.token_budget
         self.num_blocks = config.num_kv_blocks or config.max_num_seqs * 2048 // config.block_size
         self.max_context = min(
             config.ctx_size or model.max_position_embeddings,
@@ -78,7 +78,7 @@ class CpuModelRunner:
         )
         self.kv_bytes = self._cache.nbytes
         reader = WeightReader(gguf, self.runtime, progress)
-        self._program = build_text_program(self.runtime, reader, model, self._cache, config.max_num_batched_tokens)
+        self._program = build_text_program(self.runtime, reader, model, self._cache, config.token_budget)
         self._gguf = gguf  # the token table is read from the map
 
     def run(self, batch: Batch) -> NDArray[np.float32]:

@@ -103,3 +103,13 @@ def test_whatever_is_fitted_stays_inside_the_memory(
     assert 1 <= config.ctx_size <= config.num_kv_blocks * config.block_size
     assert config.num_kv_blocks * config.block_size <= max(16, seqs * (config.ctx_size + 15) + 15)
     assert memory_plan(GLM_9B, weights, config, available).total_bytes <= available
+
+
+def test_the_step_shortens_where_memory_is_short() -> None:
+    """Long steps cost working memory; on a machine that barely holds the weights the pool needs it more."""
+    plenty = fit_engine_config(GLM_9B, Q4_K_M_BYTES, EngineConfig(), 64 * GB)
+    tight = fit_engine_config(GLM_9B, Q4_K_M_BYTES, EngineConfig(), Q4_K_M_BYTES * 105 // 100 + GB // 2)
+    chosen = fit_engine_config(GLM_9B, Q4_K_M_BYTES, EngineConfig(max_num_batched_tokens=512), 64 * GB)
+    assert plenty.max_num_batched_tokens == chosen.max_num_batched_tokens == 512
+    assert tight.max_num_batched_tokens is not None and 64 <= tight.max_num_batched_tokens < 512
+    assert fit_engine_config(GLM_9B, Q4_K_M_BYTES, EngineConfig(max_num_batched_tokens=33), 64 * GB).token_budget == 33
