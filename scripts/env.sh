@@ -143,7 +143,7 @@ run_pip() {
     shift
     "$VENV/bin/python" -m pip --disable-pip-version-check --retries 2 --no-input "$@" >"$LOG" 2>&1 &
     pip_pid=$!
-    trap 'kill "$pip_pid" 2>/dev/null; exit 130' INT TERM
+    trap 'kill "$pip_pid" 2>/dev/null; say ""; exit 130' INT TERM
     watch_log "$pip_pid" "$what"
     code=$?
     trap - INT TERM
