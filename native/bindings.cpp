@@ -9,6 +9,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <cstdlib>
+#include <mutex>
 #include <stdexcept>
 
 #include "program.h"
@@ -56,6 +57,7 @@ nb::ndarray<nb::numpy, float> make_array(std::vector<size_t> dims) {
 struct Runtime {
   const KernelTable* kernels;
   ThreadPool pool;
+  std::mutex in_use;  // the pool serves one caller at a time; taken only without the GIL
   Runtime(int num_threads, const KernelTable* table) : kernels(table), pool(num_threads) {}
 };
 
@@ -75,6 +77,7 @@ std::shared_ptr<Matrix> pack(Runtime& rt, Bytes data, int type_id, int rows, int
   require(rows > 0 && cols > 0, "a matrix needs rows and columns");
   require(data.size() == row_bytes(type, cols) * (size_t)rows, "data is not rows * row_bytes long");
   nb::gil_scoped_release release;
+  std::lock_guard<std::mutex> lock(rt.in_use);
   return std::make_shared<Matrix>(type, rows, cols, data.data(), rt.pool);
 }
 
@@ -85,6 +88,7 @@ nb::ndarray<nb::numpy, float> matmul(Runtime& rt, const Matrix& m, Floats2 x) {
   auto result = make_array({x.shape(0), (size_t)w.rows});
   float* out = (float*)result.data();
   nb::gil_scoped_release release;
+  std::lock_guard<std::mutex> lock(rt.in_use);
   Activation act;
   act.width = w.cols;
   act.capacity = rows;
@@ -157,6 +161,7 @@ struct PyProgram {
     const float* out;
     {
       nb::gil_scoped_release release;
+      std::lock_guard<std::mutex> lock(runtime->in_use);
       out = program.run(s);
     }
     const size_t dims[2] = {(size_t)s.num_logits, (size_t)program.result_width()};

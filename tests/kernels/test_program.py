@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -319,3 +321,18 @@ def test_steps_longer_than_a_row_block(runtime: kernels.Runtime, type_id: int) -
     np.testing.assert_array_equal(outputs(x[505:520]), whole[505:520])
     truth = reference.matmul(type_id, weights[2], width, x)
     np.testing.assert_allclose(whole[:, :width], truth, atol=1e-5 * np.abs(truth).max())
+
+
+def test_two_threads_share_one_pool() -> None:
+    """The pool serves one caller at a time; callers from several Python threads wait for each other."""
+    shared = make_runtime("", num_threads=2)
+    data = random_weights(reference.Q4_K, 96, 512)
+    matrix = kernels.Matrix.pack(shared, data, reference.Q4_K, 96, 512)
+    x = np.random.default_rng(3).normal(size=(4, 512)).astype(np.float32)
+    expected = kernels.matmul(shared, matrix, x)
+
+    def many(_: int) -> bool:
+        return all(np.array_equal(kernels.matmul(shared, matrix, x), expected) for _ in range(200))
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(many, range(4)))
