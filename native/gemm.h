@@ -83,6 +83,45 @@ size_t chunk_bytes(QuantType type, int blocks) {
   }
 }
 
+// Chunk `p` of one panel times the rows at `at` of the activation: c += W x.
+void few_rows_chunk(QuantType type, const uint8_t* p, int blocks, const ActView& x, size_t at, int rows, float* c) {
+  const bool k = block_elements_256(type);
+  const int8_t* q = (k ? x.qk : x.qb) + at * kChunk;
+  const void* meta = k ? (const void*)(x.meta_k + at) : (const void*)(x.meta_b + at);
+  switch (rows) {
+    case 1: direct_chunk<1>(type, p, blocks, q, meta, c); break;
+#define AUTOGLM_CASE(N) case N: direct_chunk<(kDirectRows >= N ? N : 1)>(type, p, blocks, q, meta, c); break;
+    AUTOGLM_CASE(2) AUTOGLM_CASE(3) AUTOGLM_CASE(4)
+#undef AUTOGLM_CASE
+  }
+}
+
+template <int Offset, bool HasMin, bool HasPlane>
+void legacy_chunk(const uint8_t* p, int blocks, const Scratch& s, const ActView& x, size_t at, int rows, float* c) {
+  unpack_b32<HasMin, HasPlane>(p, blocks, s);
+  for_tiles(rows, RunB32<Offset, HasMin, false>{s, blocks, x.qb + at * kChunk, x.meta_b + at, c});
+}
+
+void many_rows_chunk(QuantType type, const uint8_t* p, int blocks, const Scratch& s, const ActView& x, size_t at,
+                     int rows, float* c) {
+  switch (type) {
+    case QuantType::Q4_K: case QuantType::Q5_K:
+      if (type == QuantType::Q4_K) unpack_q4_k(p, s);
+      else unpack_q5_k(p, s);
+      return for_tiles(rows, RunK32{s, x.qk + at * kChunk, x.meta_k + at, c});
+    case QuantType::Q6_K:
+      unpack_q6_k(p, s);
+      return for_tiles(rows, RunK16{s, x.qk + at * kChunk, x.meta_k + at, c});
+    case QuantType::Q4_0: return legacy_chunk<3, false, false>(p, blocks, s, x, at, rows, c);
+    case QuantType::Q4_1: return legacy_chunk<-1, true, false>(p, blocks, s, x, at, rows, c);
+    case QuantType::Q5_0: return legacy_chunk<4, false, true>(p, blocks, s, x, at, rows, c);
+    case QuantType::Q5_1: return legacy_chunk<-1, true, true>(p, blocks, s, x, at, rows, c);
+    default:
+      unpack_q8_0(p, blocks, s);
+      for_tiles(rows, RunB32<(kQ8Unsigned ? 7 : -1), false, !kQ8Unsigned>{s, blocks, x.qb + at * kChunk, x.meta_b + at, c});
+  }
+}
+
 void gemm_panel(const PackedMatrix& w, int panel, const ActView& x, int row_begin, int rows, float* c,
                 uint8_t* scratch) {
   const uint8_t* p = w.data + (size_t)panel * w.panel_bytes;
@@ -90,56 +129,12 @@ void gemm_panel(const PackedMatrix& w, int panel, const ActView& x, int row_begi
   if (w.type == QuantType::F32 || w.type == QuantType::F16 || w.type == QuantType::BF16)
     return gemm_float(w, p, x, row_begin, rows, c, (float*)scratch);
   const Scratch s = carve(scratch);
+  const bool few = rows <= direct_rows(w.type);
   for (int chunk = 0; chunk < w.chunks; ++chunk) {
     const int left = (w.cols - chunk * kChunk) / 32, blocks = left < kBlocks ? left : kBlocks;
     const size_t at = (size_t)chunk * x.capacity + row_begin;
-    if (rows <= direct_rows(w.type)) {
-      const bool k = block_elements_256(w.type);
-      const int8_t* q = (k ? x.qk : x.qb) + at * kChunk;
-      const void* meta = k ? (const void*)(x.meta_k + at) : (const void*)(x.meta_b + at);
-      switch (rows) {
-        case 1: direct_chunk<1>(w.type, p, blocks, q, meta, c); break;
-#define AUTOGLM_CASE(N) case N: direct_chunk<(kDirectRows >= N ? N : 1)>(w.type, p, blocks, q, meta, c); break;
-        AUTOGLM_CASE(2) AUTOGLM_CASE(3) AUTOGLM_CASE(4)
-#undef AUTOGLM_CASE
-      }
-      p += chunk_bytes(w.type, blocks);
-      continue;
-    }
-    switch (w.type) {
-      case QuantType::Q4_K:
-        unpack_q4_k(p, s);
-        for_tiles(rows, RunK32{s, x.qk + at * kChunk, x.meta_k + at, c});
-        break;
-      case QuantType::Q5_K:
-        unpack_q5_k(p, s);
-        for_tiles(rows, RunK32{s, x.qk + at * kChunk, x.meta_k + at, c});
-        break;
-      case QuantType::Q6_K:
-        unpack_q6_k(p, s);
-        for_tiles(rows, RunK16{s, x.qk + at * kChunk, x.meta_k + at, c});
-        break;
-      case QuantType::Q4_0:
-        unpack_b32<false, false>(p, blocks, s);
-        for_tiles(rows, RunB32<3, false, false>{s, blocks, x.qb + at * kChunk, x.meta_b + at, c});
-        break;
-      case QuantType::Q4_1:
-        unpack_b32<true, false>(p, blocks, s);
-        for_tiles(rows, RunB32<-1, true, false>{s, blocks, x.qb + at * kChunk, x.meta_b + at, c});
-        break;
-      case QuantType::Q5_0:
-        unpack_b32<false, true>(p, blocks, s);
-        for_tiles(rows, RunB32<4, false, false>{s, blocks, x.qb + at * kChunk, x.meta_b + at, c});
-        break;
-      case QuantType::Q5_1:
-        unpack_b32<true, true>(p, blocks, s);
-        for_tiles(rows, RunB32<-1, true, false>{s, blocks, x.qb + at * kChunk, x.meta_b + at, c});
-        break;
-      default:
-        unpack_q8_0(p, blocks, s);
-        for_tiles(rows, RunB32<(kQ8Unsigned ? 7 : -1), false, !kQ8Unsigned>{s, blocks, x.qb + at * kChunk,
-                                                                           x.meta_b + at, c});
-    }
+    if (few) few_rows_chunk(w.type, p, blocks, x, at, rows, c);
+    else many_rows_chunk(w.type, p, blocks, s, x, at, rows, c);
     p += chunk_bytes(w.type, blocks);
   }
 }

@@ -23,7 +23,7 @@ from autoglm.server.replies import Tally, chat_logprobs, new_id
 from autoglm.server.sampling_fields import sampling_params
 from autoglm.server.schemas import ChatRequest
 from autoglm.server.service import Service
-from autoglm.server.sse import EventStream, unless_client_leaves
+from autoglm.server.sse import respond
 from autoglm.server.thinking import read_thinking
 
 
@@ -271,15 +271,6 @@ async def start_chat(service: Service, fields: dict[str, Any]) -> ChatJob:
 async def chat_completions(service: Service, http: Request) -> Response:
     """The route: SSE with `stream: true`, one JSON reply otherwise."""
     fields = await read_object(http, service.settings)
-    if fields.get("stream") is True:
-        job = await unless_client_leaves(http, partial(start_chat, service, fields))
-        return EventStream(job.events(), on_close=job.close, keep_alive_s=service.settings.keep_alive_s)
-
-    async def work() -> Response:
-        job = await start_chat(service, fields)
-        try:
-            return await job.whole()
-        finally:
-            job.close()
-
-    return await unless_client_leaves(http, work)
+    start = partial(start_chat, service, fields)
+    is_stream = fields.get("stream") is True
+    return await respond(http, start, is_stream=is_stream, keep_alive_s=service.settings.keep_alive_s)

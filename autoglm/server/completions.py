@@ -20,7 +20,7 @@ from autoglm.server.replies import Tally, completion_logprobs, new_id
 from autoglm.server.sampling_fields import sampling_params
 from autoglm.server.schemas import CompletionRequest
 from autoglm.server.service import Service
-from autoglm.server.sse import EventStream, unless_client_leaves
+from autoglm.server.sse import respond
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's, for this route
 MAX_SEQUENCES = 128
@@ -199,15 +199,6 @@ async def start_completion(service: Service, fields: dict[str, Any]) -> Completi
 async def completions(service: Service, http: Request) -> Response:
     """The route: SSE with `stream: true`, one JSON reply otherwise."""
     fields = await read_object(http, service.settings)
-    if fields.get("stream") is True:
-        job = await unless_client_leaves(http, partial(start_completion, service, fields))
-        return EventStream(job.events(), on_close=job.close, keep_alive_s=service.settings.keep_alive_s)
-
-    async def work() -> Response:
-        job = await start_completion(service, fields)
-        try:
-            return await job.whole()
-        finally:
-            job.close()
-
-    return await unless_client_leaves(http, work)
+    start = partial(start_completion, service, fields)
+    is_stream = fields.get("stream") is True
+    return await respond(http, start, is_stream=is_stream, keep_alive_s=service.settings.keep_alive_s)

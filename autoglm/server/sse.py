@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pydantic_core import to_json
 from starlette.requests import Request
@@ -113,6 +113,32 @@ class EventStream(Response):
                 await self._send_body(send, KEEP_ALIVE)
                 silent_s = 0.0
             await asyncio.sleep(self._keep_alive_s - silent_s)
+
+
+class Job(Protocol):
+    """A generation under way, for one request: told as events or as a whole; close() ends it either way."""
+
+    def events(self) -> AsyncGenerator[dict[str, Any], None]: ...
+    async def whole(self) -> Response: ...
+    def close(self) -> None: ...
+
+
+async def respond(
+    request: Request, start: Callable[[], Awaitable[Job]], *, is_stream: bool, keep_alive_s: float
+) -> Response:
+    """The reply of a generating route: server-sent events, or one JSON body; ended when the client leaves."""
+    if is_stream:
+        job = await unless_client_leaves(request, start)
+        return EventStream(job.events(), on_close=job.close, keep_alive_s=keep_alive_s)
+
+    async def work() -> Response:
+        job = await start()
+        try:
+            return await job.whole()
+        finally:
+            job.close()
+
+    return await unless_client_leaves(request, work)
 
 
 async def _end(*tasks: asyncio.Future[Any]) -> None:
