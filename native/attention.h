@@ -1,4 +1,7 @@
-// Writing the paged KV cache and softmax attention over it, keys visited in blocks of 16 from the first on.
+// Writing the paged KV cache, and softmax attention over it in spans of 64 keys from the first key on.
+//
+// Spans begin at multiples of 64 whatever the batch, so a row takes the same float steps alone, in a chunk or in a
+// batch; keys a row may not see are skipped, never multiplied by zero.
 #pragma once
 
 namespace {
@@ -78,113 +81,184 @@ inline void load_values(const KvLayer& L, int block, int head, int keys, float* 
     }
 }
 
+inline void prefetch_block(const KvLayer& L, int block, int head) {
+  const size_t at = (size_t)block * L.num_kv_heads + head;
+  for (size_t i = 0; i < L.k_bytes; i += 64) prefetch(L.k + at * L.k_bytes + i);
+  for (size_t i = 0; i < L.v_bytes; i += 64) prefetch(L.v + at * L.v_bytes + i);
+}
+
 alignas(64) const float kValid[32] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 alignas(64) const float kCap[32] = {
     INFINITY, INFINITY, INFINITY, INFINITY, INFINITY, INFINITY, INFINITY, INFINITY, INFINITY, INFINITY, INFINITY,
     INFINITY, INFINITY, INFINITY, INFINITY, INFINITY, -1e30f, -1e30f, -1e30f, -1e30f, -1e30f, -1e30f, -1e30f, -1e30f,
     -1e30f, -1e30f, -1e30f, -1e30f, -1e30f, -1e30f, -1e30f, -1e30f};
 
-// Scores of R rows against 16 keys: even and odd dims in two chains.
+constexpr int kGroup = 8;                       // query rows whose scores are computed together
+constexpr int kSpan = kAttnKeys / kKvBlock;     // blocks between two visits of the running softmax
+
+// Scores of R rows of a group against the 16 keys of a block: even and odd dims in two chains.
+//   q  [dim][8] a group's queries, k  [dim][16], s  row r at s + r * kAttnKeys
 template <int R>
-inline void scores(const float* const* q, const float* k, int dim, float* s) {
+inline void scores(const float* q, const float* k, int dim, float* s) {
   vf a[R], b[R];
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) a[r] = b[r] = vf_zero();
-  int d = 0;
-  for (; d + 2 <= dim; d += 2) {
+  for (int d = 0; d < dim; d += 2) {
     const vf k0 = vf_load(k + 16 * d), k1 = vf_load(k + 16 * d + 16);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      a[r] = vf_fma(vf_set1(q[r][d]), k0, a[r]);
-      b[r] = vf_fma(vf_set1(q[r][d + 1]), k1, b[r]);
+      a[r] = vf_fma(vf_set1(q[kGroup * d + r]), k0, a[r]);
+      b[r] = vf_fma(vf_set1(q[kGroup * d + kGroup + r]), k1, b[r]);
     }
   }
-  if (d < dim) {
-    const vf k0 = vf_load(k + 16 * d);
-    for (int r = 0; r < R; ++r) a[r] = vf_fma(vf_set1(q[r][d]), k0, a[r]);
-  }
-  for (int r = 0; r < R; ++r) vf_store(s + 16 * r, vf_add(a[r], b[r]));
-}
-
-inline void all_scores(const AttnTile& t, int first, const float* k, int dim, float* s) {
-  int r = first;
-  for (; r + 8 <= t.rows; r += 8) scores<8>(t.q + r, k, dim, s + 16 * r);
-  switch (t.rows - r) {
-    case 7: scores<7>(t.q + r, k, dim, s + 16 * r); break;
-    case 6: scores<6>(t.q + r, k, dim, s + 16 * r); break;
-    case 5: scores<5>(t.q + r, k, dim, s + 16 * r); break;
-    case 4: scores<4>(t.q + r, k, dim, s + 16 * r); break;
-    case 3: scores<3>(t.q + r, k, dim, s + 16 * r); break;
-    case 2: scores<2>(t.q + r, k, dim, s + 16 * r); break;
-    case 1: scores<1>(t.q + r, k, dim, s + 16 * r); break;
-  }
-}
-
-// acc[0 .. 16 V) += sum over keys of p[j] * v[j]
-template <int V>
-inline void weighted_values(const float* p, const float* v, int stride, int keys, float* acc) {
-  vf a[V];
-  for (int i = 0; i < V; ++i) a[i] = vf_load(acc + 16 * i);
-  for (int j = 0; j < keys; ++j) {
-    const vf w = vf_set1(p[j]);
 #pragma GCC unroll 8
-    for (int i = 0; i < V; ++i) a[i] = vf_fma(w, vf_load(v + j * stride + 16 * i), a[i]);
+  for (int r = 0; r < R; ++r) vf_store(s + kAttnKeys * r, vf_add(a[r], b[r]));
+}
+
+inline void group_scores(int rows, const float* q, const float* k, int dim, float* s) {
+  switch (rows) {
+    case 1: return scores<1>(q, k, dim, s);
+    case 2: return scores<2>(q, k, dim, s);
+    case 3: return scores<3>(q, k, dim, s);
+    case 4: return scores<4>(q, k, dim, s);
+    case 5: return scores<5>(q, k, dim, s);
+    case 6: return scores<6>(q, k, dim, s);
+    case 7: return scores<7>(q, k, dim, s);
+    default: return scores<8>(q, k, dim, s);
   }
-  for (int i = 0; i < V; ++i) vf_store(acc + 16 * i, a[i]);
+}
+
+// acc[r][0 .. 16 V) += sum over keys of p[r][j] * v[j] for R rows, keys in order.
+template <int R, int V>
+inline void weighted_values(const float* p, const float* v, int stride, int keys, float* acc) {
+  vf a[R][V];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int i = 0; i < V; ++i) a[r][i] = vf_load(acc + r * stride + 16 * i);
+  for (int j = 0; j < keys; ++j) {
+#pragma GCC unroll 8
+    for (int i = 0; i < V; ++i) {
+      const vf x = vf_load(v + j * stride + 16 * i);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) a[r][i] = vf_fma(vf_set1(p[kAttnKeys * r + j]), x, a[r][i]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int i = 0; i < V; ++i) vf_store(acc + r * stride + 16 * i, a[r][i]);
+}
+
+// Rows first .. last - 1 share one number of keys; slabs of 64 dims, four rows at a time.
+inline void add_values(const float* p, const float* v, int w, int keys, int first, int last, float* acc) {
+  int d = 0;
+  for (; d + 64 <= w; d += 64) {
+    int r = first;
+    for (; r + 4 <= last; r += 4) weighted_values<4, 4>(p + kAttnKeys * r, v + d, w, keys, acc + r * w + d);
+    for (; r < last; ++r) weighted_values<1, 4>(p + kAttnKeys * r, v + d, w, keys, acc + r * w + d);
+  }
+  for (; d < w; d += 16)
+    for (int r = first; r < last; ++r) weighted_values<1, 1>(p + kAttnKeys * r, v + d, w, keys, acc + r * w + d);
 }
 
 inline void scale_row(float* x, int n, float k) {
   for (int i = 0; i < n; i += 16) vf_store(x + i, vf_mul(vf_load(x + i), vf_set1(k)));
 }
 
-void attention(const KvLayer& L, const AttnTile& t, uint8_t* scratch) {
-  const int w = L.head_dim_pad;
-  float* k = (float*)scratch;
-  float* v = k + 16 * kMaxHeadDim;
-  float* acc = v + 16 * kMaxHeadDim;
-  float* s = acc + kAttnRows * kMaxHeadDim;  // scores, then weights [rows][16]
-  float* sum = s + kAttnRows * 16;           // running sums in 16 lanes
-  float* top = sum + kAttnRows * 16;         // running maximum
-  int longest = 0;
-  for (int r = 0; r < t.rows; ++r) {
-    memset(acc + r * w, 0, sizeof(float) * (size_t)w);
-    vf_store(sum + 16 * r, vf_zero());
-    top[r] = -INFINITY;
-    longest = t.limit[r] > longest ? t.limit[r] : longest;
+inline int clamp_keys(int n, int most) { return n < 0 ? 0 : n < most ? n : most; }
+
+// Turns one row's scores of up to kAttnKeys keys into weights; rescales what was summed when the maximum rises.
+inline void softmax_step(float* s, int keys, float* top, float* sum, float* acc, int w) {
+  const int vectors = (keys + 15) / 16;
+  vf m = vf_set1(-INFINITY);
+  for (int i = 0; i < vectors; ++i) {
+    const int valid = clamp_keys(keys - 16 * i, 16);
+    const vf x = vf_min(vf_load(s + 16 * i), vf_load(kCap + 16 - valid));
+    vf_store(s + 16 * i, x);
+    m = vf_max(x, m);
   }
-  for (int start = 0; start < longest; start += kKvBlock) {
-    const int block = t.block_table[start / kKvBlock];
-    const int in_block = longest - start < kKvBlock ? longest - start : kKvBlock;
-    load_keys(L, block, t.kv_head, k);
-    load_values(L, block, t.kv_head, in_block, v);
-    int first = 0;  // rows before it have seen all their keys (rows come in order of position)
-    while (first < t.rows && t.limit[first] <= start) ++first;
-    all_scores(t, first, k, L.head_dim, s);
-    for (int r = first; r < t.rows; ++r) {
-      if (t.limit[r] <= start) continue;
-      const int keys = t.limit[r] - start < kKvBlock ? t.limit[r] - start : kKvBlock;
-      const vf x = vf_min(vf_load(s + 16 * r), vf_load(kCap + 16 - keys));
-      const float m = vf_reduce_max(x);
-      if (m > top[r]) {
-        if (top[r] > -INFINITY) {
-          float e[16];
-          vf_store(e, vf_exp(vf_set1(top[r] - m)));
-          vf_store(sum + 16 * r, vf_mul(vf_load(sum + 16 * r), vf_set1(e[0])));
-          scale_row(acc + r * w, w, e[0]);
-        }
-        top[r] = m;
+  const float highest = vf_reduce_max(m);
+  if (highest > *top) {
+    if (*top > -INFINITY) {
+      float e[16];
+      vf_store(e, vf_exp(vf_set1(*top - highest)));
+      vf_store(sum, vf_mul(vf_load(sum), vf_set1(e[0])));
+      scale_row(acc, w, e[0]);
+    }
+    *top = highest;
+  }
+  const vf shift = vf_set1(*top);
+  vf total = vf_load(sum);
+  for (int i = 0; i < vectors; ++i) {
+    const int valid = clamp_keys(keys - 16 * i, 16);
+    const vf p = vf_mul(vf_exp(vf_sub(vf_load(s + 16 * i), shift)), vf_load(kValid + 16 - valid));
+    vf_store(s + 16 * i, p);
+    total = vf_add(total, p);
+  }
+  vf_store(sum, total);
+}
+
+struct AttnScratch {
+  float* block;  // keys [head_dim][16], then values [16][head_dim], of one block
+  float* q;      // [rows / 8][head_dim][8]
+  float* acc;    // [rows][head_dim]
+  float* s;      // scores, then weights [rows][kAttnKeys]
+  float* sum;    // running sums in 16 lanes [rows][16]
+  float* top;    // running maximum [rows]
+};
+
+inline AttnScratch carve_attention(uint8_t* p) {
+  AttnScratch x;
+  x.block = (float*)p;
+  x.q = x.block + kKvBlock * kMaxHeadDim;
+  x.acc = x.q + kAttnRows * kMaxHeadDim;
+  x.s = x.acc + kAttnRows * kMaxHeadDim;
+  x.sum = x.s + kAttnRows * kAttnKeys;
+  x.top = x.sum + kAttnRows * 16;
+  return x;
+}
+
+void attention(const KvLayer& L, const AttnTile& t, uint8_t* scratch) {
+  const int w = L.head_dim_pad, dim = L.head_dim;
+  const AttnScratch x = carve_attention(scratch);
+  for (int r = 0; r < t.rows; ++r) {
+    memset(x.acc + r * w, 0, sizeof(float) * (size_t)w);
+    vf_store(x.sum + 16 * r, vf_zero());
+    x.top[r] = -INFINITY;
+    float* group = x.q + (size_t)(r / kGroup) * dim * kGroup + r % kGroup;
+    for (int d = 0; d < dim; ++d) group[kGroup * d] = t.q[r][d];
+  }
+  const int longest = t.limit[t.rows - 1];  // rows come in order of position
+  for (int start = 0; start < longest; start += kAttnKeys) {
+    int first = 0;  // rows before it have seen all their keys
+    while (t.limit[first] <= start) ++first;
+    const int blocks = (clamp_keys(longest - start, kAttnKeys) + kKvBlock - 1) / kKvBlock;
+    const int32_t* table = t.block_table + start / kKvBlock;
+    const bool more = longest > start + kAttnKeys;
+    for (int b = 0; b < blocks; ++b) {
+      if (b + 1 < blocks || more) prefetch_block(L, table[b + 1], t.kv_head);
+      load_keys(L, table[b], t.kv_head, x.block);
+      for (int r = first / kGroup * kGroup; r < t.rows; r += kGroup)
+        group_scores(t.rows - r, x.q + (size_t)r * dim, x.block, dim, x.s + kAttnKeys * r + kKvBlock * b);
+    }
+    for (int r = first; r < t.rows; ++r)
+      softmax_step(x.s + kAttnKeys * r, clamp_keys(t.limit[r] - start, kAttnKeys), x.top + r, x.sum + 16 * r, x.acc + r * w, w);
+    for (int b = 0; b < blocks; ++b) {
+      const int begin = start + kKvBlock * b;
+      load_values(L, table[b], t.kv_head, clamp_keys(longest - begin, kKvBlock), x.block);
+      for (int r = first; r < t.rows;) {
+        const int keys = clamp_keys(t.limit[r] - begin, kKvBlock);
+        int last = r + 1;
+        while (last < t.rows && clamp_keys(t.limit[last] - begin, kKvBlock) == keys) ++last;
+        if (keys) add_values(x.s + kKvBlock * b, x.block, w, keys, r, last, x.acc);
+        r = last;
       }
-      const vf p = vf_mul(vf_exp(vf_sub(x, vf_set1(top[r]))), vf_load(kValid + 16 - keys));
-      vf_store(s + 16 * r, p);
-      vf_store(sum + 16 * r, vf_add(vf_load(sum + 16 * r), p));
-      int d = 0;
-      for (; d + 128 <= w; d += 128) weighted_values<8>(s + 16 * r, v + d, w, keys, acc + r * w + d);
-      for (; d + 64 <= w; d += 64) weighted_values<4>(s + 16 * r, v + d, w, keys, acc + r * w + d);
-      for (; d < w; d += 16) weighted_values<1>(s + 16 * r, v + d, w, keys, acc + r * w + d);
     }
   }
   for (int r = 0; r < t.rows; ++r) {
-    const float inv = 1.0f / vf_reduce_add(vf_load(sum + 16 * r));
-    for (int d = 0; d < w; d += 16) vf_store(t.out[r] + d, vf_mul(vf_load(acc + r * w + d), vf_set1(inv)));
+    const float inv = 1.0f / vf_reduce_add(vf_load(x.sum + 16 * r));
+    for (int d = 0; d < w; d += 16) vf_store(t.out[r] + d, vf_mul(vf_load(x.acc + r * w + d), vf_set1(inv)));
   }
 }
 

@@ -87,6 +87,7 @@ struct AttnTile {
   int kv_head;
 };
 constexpr int kAttnRows = 64;
+constexpr int kAttnKeys = 64;  // keys whose scores are turned into weights together
 constexpr int kMaxHeadDim = 256;
 
 struct KernelTable {
@@ -110,7 +111,7 @@ struct KernelTable {
 
   // Write one head's key and value of one token into a cache slot (rounding to the cache's type).
   void (*kv_write)(const KvLayer& layer, int block, int offset, int kv_head, const float* key, const float* value);
-  // Softmax attention over the paged cache, keys visited in blocks of 16 from the first on.
+  // Softmax attention over the paged cache, keys in spans of 64 from the first on. Rows' limits must not fall.
   // scratch: kAttnScratch bytes.
   void (*attention)(const KvLayer& layer, const AttnTile& tile, uint8_t* scratch);
 
@@ -119,9 +120,9 @@ struct KernelTable {
 };
 
 constexpr size_t kGemmScratch = 8192 + 2048 + 2048 + 512;
-// K and V block as floats, then per row: accumulator, running maximum and sum (16 lanes).
+// One block's keys or values as floats, then per row: query, accumulator, weights of a span, running sums, maximum.
 constexpr size_t kAttnScratch =
-    sizeof(float) * (2 * 16 * kMaxHeadDim + kAttnRows * (kMaxHeadDim + 16 + 16 + 16));
+    sizeof(float) * (kKvBlock * kMaxHeadDim + kAttnRows * (2 * kMaxHeadDim + kAttnKeys + 16 + 1));
 
 const KernelTable* scalar_table();
 const KernelTable* avx2_table();     // null where not built
