@@ -10,6 +10,7 @@ using vb = __m512i;  // 64 bytes: 16 rows x 4 columns
 constexpr int kTileT = 6;      // 12 int + 12 float accumulators + 2 weights + 1 broadcast fit 32 registers
 constexpr int kTileR = 2;
 constexpr int kDirectRows = 4;  // up to here weights go from memory to registers to products
+constexpr bool kFullBytes = true;  // dot4 takes weights up to 255
 constexpr bool kQ8Unsigned = true;
 constexpr const char* kIsaName = "avx512-vnni";
 

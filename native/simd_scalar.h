@@ -10,6 +10,7 @@ struct vb { uint8_t v[64]; };
 constexpr int kTileT = 2;
 constexpr int kTileR = 1;
 constexpr int kDirectRows = 1;  // up to here weights go from memory to registers to products
+constexpr bool kFullBytes = true;  // dot4 takes weights up to 255
 constexpr bool kQ8Unsigned = false;
 constexpr const char* kIsaName = "scalar";
 
