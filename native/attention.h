@@ -94,7 +94,6 @@ alignas(64) const float kCap[32] = {
     -1e30f, -1e30f, -1e30f, -1e30f, -1e30f, -1e30f, -1e30f, -1e30f};
 
 constexpr int kGroup = 8;                       // query rows whose scores are computed together
-constexpr int kSpan = kAttnKeys / kKvBlock;     // blocks between two visits of the running softmax
 
 // Scores of R rows of a group against the 16 keys of a block: even and odd dims in two chains.
 //   q  [dim][8] a group's queries, k  [dim][16], s  row r at s + r * kAttnKeys

@@ -129,7 +129,7 @@ inline void direct_k16(const uint8_t* p, int half, const int8_t* qx, const ActMe
   })
 }
 
-template <int T, int R, int Offset, bool HasMin, bool Signed>
+template <int T, int R, bool HasMin>
 AUTOGLM_INLINE void add_b32(vi (&d)[T][R], const uint8_t* p, int half, int b, const ActMetaB* meta, vf (&acc)[T][R]) {
 #pragma GCC unroll 2
   for (int g = 0; g < R; ++g) {
@@ -177,7 +177,7 @@ inline void direct_b32(const uint8_t* p, int half, int blocks, const int8_t* qx,
     direct_nibbles<T, R, HasPlane, 1>(p + header, half, qx + 32 * b, d);
     direct_nibbles<T, R, HasPlane, 2>(p + header, half, qx + 32 * b, d);
     direct_nibbles<T, R, HasPlane, 3>(p + header, half, qx + 32 * b, d);
-    add_b32<T, R, Offset, HasMin, false>(d, p, half, b, meta, acc);
+    add_b32<T, R, HasMin>(d, p, half, b, meta, acc);
   }
   AUTOGLM_TILE(vf_store(c + t * kPanelRows + 16 * (half + g), acc[t][g]))
 }
@@ -203,7 +203,7 @@ inline void direct_q8(const uint8_t* p, int half, int blocks, const int8_t* qx, 
           d[t][g] = kQ8Unsigned ? dot4(d[t][g], x, a) : dot4_q8(d[t][g], x, a);
         }
       }
-    add_b32<T, R, 0, false, false>(d, p, half, b, meta, acc);
+    add_b32<T, R, false>(d, p, half, b, meta, acc);
   }
   AUTOGLM_TILE(vf_store(c + t * kPanelRows + 16 * (half + g), acc[t][g]))
 }
