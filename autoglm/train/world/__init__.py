@@ -1,0 +1,1 @@
+"""The world the model learns from: screens, speech and tasks, generated from seeds."""
