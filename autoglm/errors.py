@@ -27,6 +27,10 @@ class FormatError(AutoglmError):
     exit_code = 3
 
 
+class TrainingError(AutoglmError):
+    """Training cannot go on: the loss is no number any more, or a stage ran out of batches."""
+
+
 class DownloadError(AutoglmError):
     """A model could not be fetched, or what arrived is not what was pinned."""
 
