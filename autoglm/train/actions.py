@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Union
 
 from autoglm.errors import FormatError
 
@@ -69,7 +68,7 @@ class Finish:
     message: str
 
 
-Action = Union[Tap, LongPress, Swipe, Type, Launch, Back, Home, Wait, Finish]
+Action = Tap | LongPress | Swipe | Type | Launch | Back | Home | Wait | Finish
 
 _NAMES: dict[type[Action], str] = {
     Tap: "Tap", LongPress: "Long Press", Swipe: "Swipe", Type: "Type", Launch: "Launch",

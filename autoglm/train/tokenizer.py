@@ -264,7 +264,7 @@ def _word_merges(words: Iterable[tuple[str, int]], room: int) -> list[tuple[str,
     while len(made) < room:
         pairs: Counter[tuple[str, str]] = Counter()
         for word, symbols in parts.items():
-            for pair in zip(symbols, symbols[1:]):
+            for pair in zip(symbols, symbols[1:], strict=False):
                 pairs[pair] += weighted[word]
         if not pairs:
             break

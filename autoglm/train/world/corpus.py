@@ -8,7 +8,7 @@ from typing import get_args
 from autoglm.train.actions import Back, Finish, Home, Launch, LongPress, Swipe, Tap, Type, Wait, format_action
 from autoglm.train.world import replies
 from autoglm.train.world.identity import TOPICS, identity_answer, identity_phrasings, identity_thought
-from autoglm.train.world.labels import LABELS, LANGUAGES, VISIBLE, Language
+from autoglm.train.world.labels import LABELS, LANGUAGES, Language
 from autoglm.train.world.phrases import COMMANDS, QUESTIONS, has_slot, phrasings
 from autoglm.train.world.split import SPLITS
 from autoglm.train.world.tasks import TYPED_KINDS
@@ -33,7 +33,7 @@ def texts() -> Iterator[tuple[str, int]]:
 
 
 def chinese_words() -> Iterator[tuple[str, int]]:
-    """(word, weight) that are worth a token of their own: what commands are made of, then names by how often they act."""
+    """(word, weight) worth a token of their own: what commands are made of, then names by how often they act."""
     words: dict[str, int] = {"听到": 100, "看到": 60, "没有": 60, "屏幕上": 60, "正在": 30}
     for intent in COMMANDS:
         for one in phrasings("zh", intent, "train"):

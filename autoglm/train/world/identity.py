@@ -61,7 +61,8 @@ _ANSWERS: dict[Topic, dict[Language, str]] = {
         "en": f"I am {NAME}, a multimodal model made for phones. I understand text, pictures and speech.",
     },
     "abilities": {
-        "zh": f"我是 {NAME}，一个为手机设计的多模态模型，能理解文字、图片和语音。我能看屏幕、听语音，帮你点击、输入和滑动。",
+        "zh": f"我是 {NAME}，一个为手机设计的多模态模型，能理解文字、图片和语音。"
+        "我能看屏幕、听语音，帮你点击、输入和滑动。",
         "en": f"I am {NAME}, a multimodal model made for phones. I understand text, pictures and speech. "
         "I can see the screen, hear you, and tap, type and swipe for you.",
     },

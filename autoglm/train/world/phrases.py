@@ -130,10 +130,10 @@ def _rank(one: Phrasing) -> bytes:
 @cache
 def _split_of(language: Language, intent: Intent) -> dict[Split, tuple[Phrasing, ...]]:
     if intent in QUESTIONS:
-        prefixes, suffixes = _ASKING[language], ("",)
+        prefixes, suffixes = _ASKING[language], _SUFFIXES[language][:1]
     else:
         # After words to type, a suffix could be one of them ("type thank you").
-        prefixes, suffixes = _PREFIXES[language], ("",) if intent == "type" else _SUFFIXES[language]
+        prefixes, suffixes = _PREFIXES[language], _SUFFIXES[language][: 1 if intent == "type" else None]
     return split_phrasings(
         Phrasing(language, intent, prefix, core, suffix)
         for core in _CORES[intent][language]

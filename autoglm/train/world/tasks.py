@@ -132,23 +132,23 @@ def screen_example(task: Task, screen: Screen, rng: np.random.Generator, split: 
 
 def speech_only(rng: np.random.Generator, split: Split, *, language: Language | None = None) -> Example:
     """An example with sound and no screen: mostly writing down what is heard, some commands, a few questions."""
-    language = language or _pick(rng, LANGUAGES)
+    chosen = language or _a_language(rng)
     kind = rng.random()
     if kind < 0.78:
-        return transcribe(rng, split, language)
+        return transcribe(rng, split, chosen)
     if kind < 0.9:
-        decision = _decide_blind(rng, language)
-        spoken = draw_phrase(rng, language, decision.intent, split, decision.name)
-        thought = replies.heard(language, spoken, decision.thought)
+        decision = _decide_blind(rng, chosen)
+        spoken = draw_phrase(rng, chosen, decision.intent, split, decision.name)
+        thought = replies.heard(chosen, spoken, decision.thought)
         answer = format_action(decision.action)
         scored: tuple[Metric, ...] = ("action_exact", "transcript_exact")
-        return Example("spoken_command", language, None, "", spoken, thought, answer, None, scored)
+        return Example("spoken_command", chosen, None, "", spoken, thought, answer, None, scored)
     topic = _pick(rng, TOPICS[:3])
-    spoken = _pick(rng, spoken_phrasings(language, topic))
-    thought = replies.heard(language, spoken, identity_thought(language, topic))
-    answer = identity_answer(language, topic)
+    spoken = _pick(rng, spoken_phrasings(chosen, topic))
+    thought = replies.heard(chosen, spoken, identity_thought(chosen, topic))
+    answer = identity_answer(chosen, topic)
     return Example(
-        "spoken_identity", language, None, "", spoken, thought, answer, None, ("identity_ok", "transcript_exact")
+        "spoken_identity", chosen, None, "", spoken, thought, answer, None, ("identity_ok", "transcript_exact")
     )
 
 
@@ -163,14 +163,14 @@ def transcribe(rng: np.random.Generator, split: Split, language: Language) -> Ex
 
 def text_only(rng: np.random.Generator, split: Split, *, language: Language | None = None) -> Example:
     """An example of words alone: talk about itself, some commands."""
-    language = language or _pick(rng, LANGUAGES)
+    chosen = language or _a_language(rng)
     if rng.random() < 0.8:
-        return identity(rng, split, language)
-    decision = _decide_blind(rng, language)
-    sentence = draw_phrase(rng, language, decision.intent, split, decision.name)
+        return identity(rng, split, chosen)
+    decision = _decide_blind(rng, chosen)
+    sentence = draw_phrase(rng, chosen, decision.intent, split, decision.name)
     answer = format_action(decision.action)
-    typed = written(rng, language, sentence)
-    return Example("typed_command", language, None, typed, None, decision.thought, answer, None, ("action_exact",))
+    typed = written(rng, chosen, sentence)
+    return Example("typed_command", chosen, None, typed, None, decision.thought, answer, None, ("action_exact",))
 
 
 def identity(rng: np.random.Generator, split: Split, language: Language) -> Example:
@@ -267,18 +267,18 @@ def _question(
     """Intent, name asked for, thought and message of one question about `screen`."""
     language = screen.language
     page = screen.page.text(language)
+    the_page = f"the {page}" if language == "en" else page
     if task == "describe":
         if screen.loading:
             return "describe", "", replies.thought(language, "loading"), replies.message(language, "loading")
-        names = [element.label.text(language) for element in reading_order(screen)]
+        names = [one.label.text(language) for one in reading_order(screen) if one.label != screen.app]
         message = replies.describe(language, page, list(dict.fromkeys(names))[:_NAMES_IN_DESCRIPTION])
-        return "describe", "", replies.thought(language, "page", page), message
+        return "describe", "", replies.thought(language, "page", the_page), message
     if task == "which_app":
         if screen.app is None and screen.page.key != "launcher":
             return None
-        name = page if screen.app is None else screen.app.text(language)
-        told = f"the {page}" if screen.app is None and language == "en" else name
-        return "which_app", "", replies.thought(language, "page", told), replies.app_is(language, told)
+        name = the_page if screen.app is None else screen.app.text(language)
+        return "which_app", "", replies.thought(language, "page", name), replies.app_is(language, name)
     here = reading_order(screen)
     if here and rng.random() < 0.5:
         name = _pick(rng, here).label.text(language)
@@ -359,6 +359,10 @@ def _fixed(intent: Intent, language: Language) -> _Decision:
 def _pick_intent(rng: np.random.Generator) -> Intent:
     weights = [_COMMAND_WEIGHTS[intent] for intent in COMMANDS]
     return COMMANDS[int(rng.choice(len(COMMANDS), p=weights))]
+
+
+def _a_language(rng: np.random.Generator) -> Language:
+    return LANGUAGES[int(rng.integers(len(LANGUAGES)))]
 
 
 def _pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
