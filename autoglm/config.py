@@ -13,6 +13,7 @@ class ModelConfig:
 
     rope_interleaved    pairs are dims (2j, 2j+1); otherwise (j, j + rotary_dim / 2)
     mrope_section       pairs per axis (t, h, w); None means plain 1-D RoPE
+    pruned_ffn_layers   layers without a feed-forward part, in rising order
     """
 
     architecture: str  # "glm4" | "llama"
@@ -30,6 +31,7 @@ class ModelConfig:
     rotary_dim: int
     rope_interleaved: bool
     mrope_section: tuple[int, int, int] | None = None
+    pruned_ffn_layers: tuple[int, ...] = ()
     num_parameters: int = 0
 
     def __post_init__(self) -> None:
@@ -59,6 +61,11 @@ class ModelConfig:
                 sum(self.mrope_section) == self.rotary_dim // 2,
                 f"mrope_section {list(self.mrope_section)} does not sum to rotary_dim / 2 = {self.rotary_dim // 2}",
             )
+        pruned = self.pruned_ffn_layers
+        need(
+            all(0 <= layer < self.num_hidden_layers for layer in pruned) and list(pruned) == sorted(set(pruned)),
+            f"pruned_ffn_layers must name layers 0 to {self.num_hidden_layers - 1}, each once, in rising order",
+        )
 
 
 KV_CACHE_TYPES = ("f16", "q8_0")

@@ -174,7 +174,9 @@ def _overview(facts: dict[str, Any]) -> Table:
     row("types", ", ".join(f"{name} {size(entry['bytes'])}" for name, entry in facts["types"].items()))
     model, tokenizer, memory = facts["model"], facts["tokenizer"], facts["memory"]
     if model is not None:
-        row("layers", f"{model['num_hidden_layers']} of width {model['hidden_size']}, FFN {model['intermediate_size']}")
+        pruned = f", none in layers {list(model['pruned_ffn_layers'])}" if model["pruned_ffn_layers"] else ""
+        layers = f"{model['num_hidden_layers']} of width {model['hidden_size']}"
+        row("layers", f"{layers}, FFN {model['intermediate_size']}{pruned}")
         heads = f"{model['num_attention_heads']} query, {model['num_key_value_heads']} key/value"
         row("attention heads", f"{heads}, {model['head_dim']} wide")
         rope = f"theta {model['rope_theta']:g}, {model['rotary_dim']} of {model['head_dim']} dimensions"

@@ -19,6 +19,8 @@ Vector = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]  # what is loaded, bytes done, bytes in all
 
 ARCHITECTURES = ("glm4", "llama")
+# How picture and sound tokens see each other (docs/format.md); without either, "media" is "causal".
+ATTENTION_MODES = ("causal", "media")
 
 
 def read_model_config(gguf: GGUFFile) -> ModelConfig:
@@ -45,6 +47,7 @@ def read_model_config(gguf: GGUFFile) -> ModelConfig:
     if head_dim % 16 or head_dim > 256:
         raise FormatError(f"{gguf.path}: head size {head_dim} is not supported; expected a multiple of 16 up to 256")
     _refuse_rope_scaling(gguf, arch)
+    _check_attention_mode(gguf)
     sections = _mrope_section(gguf, arch)
     try:
         return ModelConfig(
@@ -64,6 +67,7 @@ def read_model_config(gguf: GGUFFile) -> ModelConfig:
             # A glm4 file with sections has its q and k rows permuted to half-split pairs (formats.md 2.4).
             rope_interleaved=sections is None,
             mrope_section=sections,
+            pruned_ffn_layers=_pruned_ffn_layers(gguf),
             num_parameters=sum(math.prod(t.shape) for t in gguf.tensors.values()),
         )
     except ConfigError as error:
@@ -91,6 +95,22 @@ def _refuse_rope_scaling(gguf: GGUFFile, arch: str) -> None:
     kind = gguf.get(f"{arch}.rope.scaling.type", str, "none")
     if kind != "none":
         raise FormatError(f"{gguf.path}: rotary scaling {kind[:20]!r} is not supported; expected none")
+
+
+def _check_attention_mode(gguf: GGUFFile) -> None:
+    mode = gguf.get("autoglm.attention_mode", str, "causal")
+    if mode not in ATTENTION_MODES:
+        raise FormatError(
+            f"{gguf.path}: attention mode {mode[:20]!r} is not supported; "
+            f"this build runs {' and '.join(ATTENTION_MODES)}"
+        )
+
+
+def _pruned_ffn_layers(gguf: GGUFFile) -> tuple[int, ...]:
+    values = gguf.get("autoglm.pruned_ffn_layers", list, [])
+    if not all(type(value) is int for value in values):
+        raise FormatError(f"{gguf.path}: autoglm.pruned_ffn_layers must hold layer numbers")
+    return tuple(values)
 
 
 @dataclass(frozen=True)

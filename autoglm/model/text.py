@@ -8,7 +8,8 @@ One block, x the residual stream, RMS(x, w) = x / sqrt(mean(x^2) + eps) * w:
 
 Attn is grouped-query attention over the paged KV cache, causal by position in the sequence, with rotary
 embedding on the first rotary_dim dims of each head. Source: Touvron 2023 (llama), GLM-4 technical report and
-the facts of its GGUF form (norm names, fused gate-up with the gate first, bias on q, k, v).
+the facts of its GGUF form (norm names, fused gate-up with the gate first, bias on q, k, v). A layer named in
+pruned_ffn_layers has no second line: its feed-forward part was found to add little and left out (docs/format.md).
 """
 
 from __future__ import annotations
@@ -24,24 +25,31 @@ from autoglm.model.loader import Vector, WeightReader
 
 
 @dataclass(frozen=True)
+class FeedForwardWeights:
+    """The second half of a block. The post norm is None where the architecture has none (llama)."""
+
+    norm: Vector
+    gate: Matrix
+    up: Matrix
+    down: Matrix
+    post_norm: Vector | None
+
+
+@dataclass(frozen=True)
 class LayerWeights:
-    """One block. The post norms are None where the architecture has none (llama)."""
+    """One block. The post norm is None where the architecture has none (llama), ffn where it was pruned."""
 
     attn_norm: Vector
     qkv: list[Matrix]
     qkv_bias: list[Vector | None]
     attn_output: Matrix
     post_attention_norm: Vector | None
-    ffn_norm: Vector
-    gate: Matrix
-    up: Matrix
-    down: Matrix
-    post_ffw_norm: Vector | None
+    ffn: FeedForwardWeights | None
 
 
 def read_layer(reader: WeightReader, config: ModelConfig, index: int) -> LayerWeights:
     """The tensors blk.{index}.* of a llama or glm4 file."""
-    hidden, ffn = config.hidden_size, config.intermediate_size
+    hidden = config.hidden_size
     q_width, kv_width = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
     is_glm4 = config.architecture == "glm4"
 
@@ -59,21 +67,33 @@ def read_layer(reader: WeightReader, config: ModelConfig, index: int) -> LayerWe
         parts = ["attn_q", "attn_k", "attn_v"]
         qkv = [reader.matrix(name(f"{p}.weight"), w, hidden) for p, w in zip(parts, widths, strict=True)]
         bias = [reader.optional_vector(name(f"{p}.bias"), w) for p, w in zip(parts, widths, strict=True)]
-    if reader.has(name("ffn_gate.weight")):
-        gate, up = (reader.matrix(name(f"{p}.weight"), ffn, hidden) for p in ("ffn_gate", "ffn_up"))
-    else:
-        gate, up = reader.split_matrix(name("ffn_up.weight"), [ffn, ffn], hidden)
     return LayerWeights(
         attn_norm=reader.vector(name("attn_norm.weight"), hidden),
         qkv=qkv,
         qkv_bias=bias,
         attn_output=reader.matrix(name("attn_output.weight"), hidden, q_width),
         post_attention_norm=reader.vector(name("post_attention_norm.weight"), hidden) if is_glm4 else None,
-        ffn_norm=reader.vector(name("ffn_norm.weight"), hidden),
+        ffn=None if index in config.pruned_ffn_layers else read_feed_forward(reader, config, index),
+    )
+
+
+def read_feed_forward(reader: WeightReader, config: ModelConfig, index: int) -> FeedForwardWeights:
+    """The tensors blk.{index}.ffn_* and their norms; glm4 files hold gate and up as one matrix, the gate first."""
+    hidden, ffn = config.hidden_size, config.intermediate_size
+
+    def name(part: str) -> str:
+        return f"blk.{index}.{part}.weight"
+
+    if reader.has(name("ffn_gate")):
+        gate, up = (reader.matrix(name(part), ffn, hidden) for part in ("ffn_gate", "ffn_up"))
+    else:
+        gate, up = reader.split_matrix(name("ffn_up"), [ffn, ffn], hidden)
+    return FeedForwardWeights(
+        norm=reader.vector(name("ffn_norm"), hidden),
         gate=gate,
         up=up,
-        down=reader.matrix(name("ffn_down.weight"), hidden, ffn),
-        post_ffw_norm=reader.vector(name("post_ffw_norm.weight"), hidden) if is_glm4 else None,
+        down=reader.matrix(name("ffn_down"), hidden, ffn),
+        post_norm=reader.vector(name("post_ffw_norm"), hidden) if config.architecture == "glm4" else None,
     )
 
 
@@ -144,15 +164,19 @@ def build_text_program(
         program.quantize(heads, attended)
         program.linear(attended, [layer.attn_output], branch if sandwich else x, accumulate=not sandwich)
 
-        normed = activations.get("normed", hidden, [layer.gate, layer.up])
-        if sandwich:
-            program.norm(x, normed, layer.ffn_norm, eps, branch=branch, post_weight=layer.post_attention_norm)
+        pending = layer.post_attention_norm
+        ffn = layer.ffn
+        if ffn is None:
+            continue
+        normed = activations.get("normed", hidden, [ffn.gate, ffn.up])
+        if pending is None:
+            program.norm(x, normed, ffn.norm, eps)
         else:
-            program.norm(x, normed, layer.ffn_norm, eps)
-        gated = activations.get("gated", config.intermediate_size, [layer.down])
-        program.gated_mlp(normed, layer.gate, layer.up, gated)
-        program.linear(gated, [layer.down], branch if sandwich else x, accumulate=not sandwich)
-        pending = layer.post_ffw_norm
+            program.norm(x, normed, ffn.norm, eps, branch=branch, post_weight=pending)
+        gated = activations.get("gated", config.intermediate_size, [ffn.down])
+        program.gated_mlp(normed, ffn.gate, ffn.up, gated)
+        program.linear(gated, [ffn.down], branch if sandwich else x, accumulate=not sandwich)
+        pending = ffn.post_norm
 
     _build_head(program, reader, config, x, branch, pending)
     reader.ignore(f"blk.{config.num_hidden_layers}.")  # multi-token-prediction layers of GLM-4.5 style files
