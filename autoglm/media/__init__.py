@@ -1,0 +1,1 @@
+"""What a client sends besides text, turned into the arrays the encoders take."""
