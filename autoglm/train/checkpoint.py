@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from autoglm.errors import ConfigError, FormatError
+from autoglm.train.distributed import like
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 WEIGHTS_FILE = "weights.safetensors"
@@ -108,21 +109,6 @@ def copy_state(target: Mapping[str, Tensor], source: Mapping[str, Tensor], path:
     with torch.no_grad():
         for name, tensor in target.items():
             tensor.copy_(like(tensor, source[name]))
-
-
-def like(target: Tensor, value: Tensor) -> Tensor:
-    """value on target's device, sharded as target is."""
-    value = value.to(target.device)
-    if isinstance(target, torch.distributed.tensor.DTensor):
-        return torch.distributed.tensor.distribute_tensor(value, target.device_mesh, target.placements)
-    return value
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """The tensor on the CPU, gathered from all processes where it is sharded (then every process must call this)."""
-    if isinstance(tensor, torch.distributed.tensor.DTensor):
-        tensor = tensor.full_tensor()
-    return tensor.detach().cpu().contiguous()
 
 
 def save_done(folder: Path, done: Done) -> None:

@@ -8,7 +8,7 @@ blocks in each step. Source: PyTorch, torch.distributed.fsdp.fully_shard.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 Result = TypeVar("Result")
 
@@ -88,15 +89,63 @@ def shard(trained: nn.Module, world: World, min_unit_parameters: int = MIN_UNIT_
     return root
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor on the CPU, gathered where it is sharded (then every process must call this)."""
+    if isinstance(tensor, DTensor):
+        tensor = tensor.full_tensor()
+    return tensor.detach().cpu().contiguous()
+
+
+def like(target: Tensor, value: Tensor) -> Tensor:
+    """value on target's device, sharded as target is."""
+    value = value.to(target.device)
+    if isinstance(target, DTensor):
+        return distribute_tensor(value, target.device_mesh, target.placements)
+    return value
+
+
+def without_gradients(root: Root, call: Callable[[], Result]) -> Result:
+    """call() without gradients, the parameters gathered meanwhile and given back afterwards."""
+    with torch.no_grad():
+        result: Result = root(call)
+    if isinstance(root, FSDPModule):
+        root.reshard()  # FSDP2 keeps a root gathered for the backward that never comes; the next step would reuse it
+    return result
+
+
 def sync_gradients(root: Root, enabled: bool) -> None:
     """Whether the next backward exchanges gradients; only the last micro-batch of a step has to."""
     if isinstance(root, FSDPModule):
         root.set_requires_gradient_sync(enabled)
 
 
-def touch(loss: Tensor, parameters: list[nn.Parameter]) -> Tensor:
+def touch(loss: Tensor, trained: nn.Module) -> Tensor:
     """loss, with every gathered parameter in its graph: processes exchange the same gradients whatever a batch used."""
-    return loss + 0.0 * torch.stack([parameter.sum() for parameter in parameters]).sum()
+    gathered = [p for p in trained.parameters() if p.requires_grad and not isinstance(p, DTensor)]
+    if current_world().size == 1 or not gathered:
+        return loss
+    return loss + 0.0 * torch.stack([parameter.sum() for parameter in gathered]).sum()
+
+
+def forget_untouched(parameters: Iterable[nn.Parameter]) -> None:
+    """Take the gradient from parameters that no process used in this step, so that they stand still as they do alone.
+
+    Such a gradient is exactly zero everywhere; left in place, momentum and weight decay would go on moving them.
+    """
+    with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
+    if current_world().size == 1 or not with_gradient:
+        return
+    norms = torch.stack(torch._foreach_norm([local(parameter.grad) for parameter in with_gradient]))
+    dist.all_reduce(norms)
+    for parameter, norm in zip(with_gradient, norms.tolist(), strict=True):
+        if norm == 0:
+            parameter.grad = None
+
+
+def local(tensor: Tensor | None) -> Tensor:
+    """This process's shard of a sharded tensor, or the tensor itself."""
+    assert tensor is not None
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def wait_for_all() -> None:

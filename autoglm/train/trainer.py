@@ -30,23 +30,26 @@ from autoglm.train.checkpoint import (
     Facts,
     check_facts,
     copy_state,
-    like,
     read_done,
     read_tensors,
     save_done,
     save_tensors,
-    whole,
 )
 from autoglm.train.distributed import (
     Root,
     agree_on_largest,
     current_world,
+    forget_untouched,
     gather_bytes,
+    like,
+    local,
     mean_over_world,
     shard,
     sync_gradients,
     touch,
     wait_for_all,
+    whole,
+    without_gradients,
 )
 from autoglm.train.stage_log import StageLog
 
@@ -261,11 +264,12 @@ class _Run:
             window.add("loss", loss.detach())
             for name, value in values.items():
                 window.add(name, value)
+        forget_untouched(self.parameters.values())
         rate = learning_rate(self.stage, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.stage.max_gradient_norm)
-        norm_value = float(norm.full_tensor() if isinstance(norm, torch.distributed.tensor.DTensor) else norm)
+        norm_value = float(whole(norm))
         if math.isfinite(norm_value):
             self.optimizer.step()
             self._update_ema()
@@ -280,13 +284,7 @@ class _Run:
 
     def _loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
         loss, values = self.stage.loss(batch)
-        if self.world.size > 1:
-            gathered = [
-                p for p in self.module.parameters()
-                if p.requires_grad and not isinstance(p, torch.distributed.tensor.DTensor)
-            ]  # fmt: skip
-            loss = touch(loss, gathered)
-        return loss, values
+        return touch(loss, self.module), values
 
     def _count_bad_step(self) -> None:
         self.bad_steps += 1
@@ -303,8 +301,8 @@ class _Run:
         decay = min(self.stage.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(
-                [_local(value) for value in self.ema.values()],
-                [_local(p.detach()) for p in self.parameters.values()],
+                [local(value) for value in self.ema.values()],
+                [local(p.detach()) for p in self.parameters.values()],
                 1 - decay,
             )
 
@@ -329,10 +327,10 @@ class _Run:
     def _evaluate(self, log: StageLog) -> None:
         """Evaluate the EMA where there is one; neither the weights nor the random numbers of training change."""
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), torch.no_grad(), self._averaged_weights():
+        with torch.random.fork_rng(devices), self._averaged_weights():
             self.module.eval()
             with _autocast(self.device):
-                self.metrics = self.root(self.stage.evaluate)
+                self.metrics = without_gradients(self.root, self.stage.evaluate)
             self.module.train()
         if self.metrics:
             log.evaluation(self.step, self.metrics)
@@ -348,7 +346,7 @@ class _Run:
     def _swap_ema(self) -> None:
         with torch.no_grad():
             for name, value in self.ema.items():
-                parameter, kept = _local(self.parameters[name].detach()), _local(value)
+                parameter, kept = local(self.parameters[name].detach()), local(value)
                 held = parameter.clone()
                 parameter.copy_(kept)
                 kept.copy_(held)
@@ -466,7 +464,3 @@ def _optimizer(stage: Stage, parameters: list[nn.Parameter]) -> torch.optim.Adam
 def _autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """bf16 products on a GPU; plain float32 on the CPU, where bf16 gains nothing without AMX."""
     return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else contextlib.nullcontext()
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, torch.distributed.tensor.DTensor) else tensor
