@@ -1,8 +1,8 @@
 """Talk about itself: who it is, what it can do, who made it, greetings; answers that always name the model.
 
-Phrasings are (prefix, core, suffix) triples divided as in phrases.py. Every answer names AutoGLM-Phone-Nano, says that
-it is a multimodal model made for phones and that it understands text, pictures and speech; `is_identity_answer` is the
-one test of that, used by the evaluation.
+Phrasings are (prefix, core, suffix) triples divided as in phrases.py; punctuation at the end is drawn apart. Every
+answer names AutoGLM-Phone-Nano, says that it is a multimodal model made for phones and that it understands text,
+pictures and speech; `is_identity_answer` is the one test of that, used by the evaluation.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from autoglm.train.world.split import Split
 NAME = "AutoGLM-Phone-Nano"
 Topic = Literal["who", "abilities", "maker", "hello", "thanks"]
 TOPICS: tuple[Topic, ...] = ("who", "abilities", "maker", "hello", "thanks")
+GREETINGS: frozenset[Topic] = frozenset({"hello", "thanks"})
 
 _CORES: dict[Topic, dict[Language, tuple[str, ...]]] = {
     "who": {
@@ -39,21 +40,27 @@ _CORES: dict[Topic, dict[Language, tuple[str, ...]]] = {
         "zh": ("谁做了你", "你是谁做的", "谁设计了你", "你从哪里来"),
         "en": ("who made you", "are you made by AutoGLM", "where do you come from"),
     },
-    "hello": {"zh": ("你好", "你好你好", "你在吗"), "en": ("hello", "hi", "good morning")},
+    "hello": {"zh": ("你好", "你好吗", "你在吗"), "en": ("hello", "hi", "good morning")},
     "thanks": {"zh": ("谢谢", "谢谢你", "谢谢你了"), "en": ("thanks", "thank you", "thank you for this")},
 }  # fmt: skip
 # Requests, which take no other question words and no question mark.
 _REQUESTS: frozenset[str] = frozenset(
     {"说说你自己", "tell me about yourself", "say who you are"}
 )
-_NOT_WITH_REQUESTS: frozenset[str] = frozenset({"请问", "请告诉我", "please tell me,", "？", "呢？", "?", "exactly?"})
+_NOT_WITH_REQUESTS: frozenset[str] = frozenset({"请问", "请告诉我", "please tell me,", "呢", "exactly"})
 _PREFIXES: dict[Language, tuple[str, ...]] = {
     "zh": ("", "请问", "请告诉我", "你好，"),
     "en": ("", "please tell me,", "hello,"),
 }
-_SUFFIXES: dict[Language, tuple[str, ...]] = {"zh": ("", "？", "呢？", "。"), "en": ("", "?", "exactly?", ".")}
-_GREETING_PREFIXES: dict[Language, tuple[str, ...]] = {"zh": ("", "你好，"), "en": ("", "hello,")}
-_GREETING_SUFFIXES: dict[Language, tuple[str, ...]] = {"zh": ("", "。", "！", "，"), "en": ("", ".", "!", ",")}
+_SUFFIXES: dict[Language, tuple[str, ...]] = {"zh": ("", "呢"), "en": ("", "exactly")}
+_GREETING_PREFIXES: dict[Language, tuple[str, ...]] = {"zh": ("", "好的，"), "en": ("", "hello,")}
+# What may be typed at the end; it is no part of a phrasing, so nothing in the test differs by it alone.
+_ENDS: dict[tuple[Language, bool], tuple[str, ...]] = {
+    ("zh", False): ("", "", "？", "？", "。"),
+    ("en", False): ("", "", "?", "?", "."),
+    ("zh", True): ("", "", "！", "。"),
+    ("en", True): ("", "", "!", "."),
+}
 
 _ANSWERS: dict[Topic, dict[Language, str]] = {
     "who": {
@@ -97,9 +104,9 @@ _MUST_SAY: dict[Language, tuple[tuple[str, ...], ...]] = {
 
 @cache
 def _split_of(language: Language, topic: Topic) -> dict[Split, tuple[Phrasing, ...]]:
-    is_greeting = topic in ("hello", "thanks")
+    is_greeting = topic in GREETINGS
     prefixes = (_GREETING_PREFIXES if is_greeting else _PREFIXES)[language]
-    suffixes = (_GREETING_SUFFIXES if is_greeting else _SUFFIXES)[language]
+    suffixes = _SUFFIXES[language][: 1 if is_greeting else None]
     return split_phrasings(
         Phrasing(language, topic, prefix, core, suffix)
         for core in _CORES[topic][language]
@@ -110,7 +117,7 @@ def _split_of(language: Language, topic: Topic) -> dict[Split, tuple[Phrasing, .
 
 
 def identity_phrasings(language: Language, topic: Topic, split: Split) -> tuple[str, ...]:
-    """All questions or greetings of `topic` in `split`, as they are typed."""
+    """All questions or greetings of `topic` in `split`, without punctuation at the end."""
     return tuple(_join(one) for one in _split_of(language, topic)[split])
 
 
@@ -128,9 +135,10 @@ def identity_thought(language: Language, topic: Topic) -> str:
 
 
 def draw_question(rng: np.random.Generator, language: Language, topic: Topic, split: Split) -> str:
-    """One typed question or greeting; English ones begin with a capital half of the time."""
+    """One question or greeting as it is typed: with or without a sign at the end and, in English, a capital."""
     choices = identity_phrasings(language, topic, split)
-    text = choices[int(rng.integers(len(choices)))]
+    ends = _ENDS[language, topic in GREETINGS]
+    text = choices[int(rng.integers(len(choices)))] + ends[int(rng.integers(len(ends)))]
     if language == "en" and rng.random() < 0.5:
         text = text[0].upper() + text[1:]
     return text
@@ -142,8 +150,4 @@ def is_identity_answer(language: Language, text: str) -> bool:
 
 
 def _join(one: Phrasing) -> str:
-    """English words apart, punctuation on the word before it."""
-    if one.language == "zh":
-        return "".join(one.parts)
-    words = " ".join(part for part in (one.prefix, one.core) if part)
-    return words + (one.suffix if one.suffix in ("", "?", ".", "!", ",") else f" {one.suffix}")
+    return ("" if one.language == "zh" else " ").join(part for part in one.parts if part)

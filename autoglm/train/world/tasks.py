@@ -271,8 +271,7 @@ def _question(
     if task == "describe":
         if screen.loading:
             return "describe", "", replies.thought(language, "loading"), replies.message(language, "loading")
-        names = [one.label.text(language) for one in reading_order(screen) if one.label != screen.app]
-        message = replies.describe(language, page, list(dict.fromkeys(names))[:_NAMES_IN_DESCRIPTION])
+        message = replies.describe(language, page, described(screen)[:_NAMES_IN_DESCRIPTION])
         return "describe", "", replies.thought(language, "page", the_page), message
     if task == "which_app":
         if screen.app is None and screen.page.key != "launcher":
@@ -310,6 +309,12 @@ def reading_order(screen: Screen) -> list[Element]:
         else:
             rows.append([element])
     return [element for row in rows for element in sorted(row, key=lambda one: one.box[0])]
+
+
+def described(screen: Screen) -> list[str]:
+    """All names a description of `screen` may give, in reading order: everything on it but its own title."""
+    names = [one.label.text(screen.language) for one in reading_order(screen) if one.label != screen.app]
+    return list(dict.fromkeys(names))
 
 
 def _unambiguous(screen: Screen) -> list[Element]:
