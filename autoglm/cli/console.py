@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 import unicodedata
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 logger = logging.getLogger("autoglm.cli")
@@ -63,6 +64,45 @@ class ProgressBars:
         if task is None:
             task = self._tasks[what] = self._progress.add_task(what, total=total_bytes or None)
         self._progress.update(task, completed=done_bytes, total=total_bytes or None)
+
+
+class CountBar:
+    """A context whose `report(done, total)` draws one bar of counted things, or logs a line now and then elsewhere."""
+
+    _LINE_EVERY_S = 30.0
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._last_line = time.monotonic()
+        self._progress = Progress(
+            TextColumn("  {task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._task = self._progress.add_task(what, total=None)
+
+    def __enter__(self) -> CountBar:
+        if self._progress.console.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress.console.is_terminal:
+            self._progress.stop()
+
+    def report(self, done: int, total: int) -> None:
+        """Draw or log `done` of `total`."""
+        now = time.monotonic()
+        if self._progress.console.is_terminal:
+            self._progress.update(self._task, completed=done, total=total)
+        elif now - self._last_line >= self._LINE_EVERY_S:
+            self._last_line = now
+            logger.info(f"{self._what}: {done} of {total}")
 
 
 def size(num_bytes: float) -> str:

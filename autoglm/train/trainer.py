@@ -242,6 +242,8 @@ class _Run:
 
     def _next_batch(self, batches: Iterator[Any], stop: _StopSignals) -> Any:
         """The step's batch; None if the signal that stops us has ended the processes that make them."""
+        # A DataLoader seeds its workers from the global generator: a resumed run would draw once more than a whole one.
+        state = torch.get_rng_state()
         try:
             return next(batches)
         except StopIteration:
@@ -252,6 +254,8 @@ class _Run:
             if stop.received is None:
                 raise
             return None
+        finally:
+            torch.set_rng_state(state)
 
     def _train_step(self, batch: Any, window: _Window) -> float:
         """Forward and backward over the micro-batches, clip, update; returns the learning rate used."""

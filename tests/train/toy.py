@@ -32,6 +32,7 @@ class ToyStage(Stage):
 
     def batches(self, start_step: int, rank: int, world: int) -> Iterator[Any]:
         self.first_steps.append(start_step)
+        torch.rand(1)  # as a DataLoader does
         for step in range(start_step, 10**9):
             generator = torch.Generator().manual_seed(step)
             everything = [torch.randn(4, self.width, generator=generator) for _ in range(self.micro_batches)]
