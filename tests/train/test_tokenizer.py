@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import gguf
+import jinja2
 import pytest
 
 from autoglm.chat.template import ChatTemplate
@@ -28,9 +30,10 @@ TOKENIZER = load_tokenizer()
 OTHERS = ["", "a\n\n b  c\t", "Übermäßig 1234567 ½", "😀 中文 faces\r\n", "<|user|>x<think>y</think>", "don't I'LL"]
 
 
-def write_gguf(tokenizer: NanoTokenizer, path: Path) -> Path:
+def write_gguf(tokenizer: NanoTokenizer, path: Path, integers: dict[str, int] | None = None) -> Path:
     writer = gguf.GGUFWriter(path, "glm4")
-    for key, value in tokenizer.gguf_metadata().items():
+    writer.add_layer_norm_rms_eps(1e-5)
+    for key, value in {**tokenizer.gguf_metadata(), **(integers or {})}.items():
         if isinstance(value, bool):
             writer.add_bool(key, value)
         elif isinstance(value, int):
@@ -97,8 +100,6 @@ def test_prompt_is_what_the_chat_template_prints(served: Tokenizer, tmp_path: Pa
 
 
 def test_prompt_with_media_is_what_the_template_prints_for_parts() -> None:
-    import jinja2
-
     parts = [{"type": "text", "text": "open"}, {"type": "input_audio"}, {"type": "image_url"}]
     template = jinja2.Environment().from_string(CHAT_TEMPLATE)
     printed = template.render(messages=[{"role": "user", "content": parts}], add_generation_prompt=True)
@@ -115,6 +116,23 @@ def test_reply_ends_the_turn() -> None:
 
 def test_the_resource_is_what_its_own_words_say_and_reads_back() -> None:
     assert read_tokenizer(TOKENIZER.to_json()) == TOKENIZER
+
+
+def test_the_resource_never_changes() -> None:
+    """Models are trained on these ids; a change of this file makes every checkpoint and GGUF of ours talk nonsense."""
+    assert hashlib.sha256(TOKENIZER.to_json().encode("utf-8")).hexdigest() == (
+        "e82ad456d10bac492e0848377be5cf6f3e11505acf5bbcffb8b7a3b26af2082f"
+    )
+
+
+def test_same_ids_as_llama_cpp_reads_out_of_a_gguf(tmp_path: Path) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp")
+    integers = {"block_count": 1, "context_length": 512, "embedding_length": 256, "feed_forward_length": 768}
+    heads = {"attention.head_count": 4, "attention.head_count_kv": 2}
+    path = write_gguf(TOKENIZER, tmp_path / "vocabulary.gguf", {f"glm4.{k}": v for k, v in (integers | heads).items()})
+    model = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
+    for text in [*OTHERS, *(text for text, _ in corpus.texts())]:
+        assert model.tokenize(text.encode("utf-8"), add_bos=False, special=True) == TOKENIZER.encode(text), text
 
 
 def test_building_is_deterministic() -> None:
