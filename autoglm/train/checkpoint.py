@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class Facts:
     preset: str
     step: int
     seconds: float = 0.0  # trained so far, over all resumes
+    config: dict[str, Any] = field(default_factory=dict)  # the stage's: what rebuilds the model around the weights
     version: int = _FORMAT_VERSION
 
 

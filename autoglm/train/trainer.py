@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -65,6 +65,7 @@ class Stage(Protocol):
     learning_rate  the peak; it falls along a cosine to final_learning_rate (a share of the peak)
     weight_decay   on parameters of two dimensions and more
     ema_decay      of the weights' moving average, which is then evaluated and kept as the result; 0 = none
+    config         plain JSON kept in the files, for whoever loads the weights (PhoneConfig.to_dict() of the model)
     """
 
     name: str
@@ -78,6 +79,7 @@ class Stage(Protocol):
     max_gradient_norm: float = 1.0
     ema_decay: float = 0.0
     evaluate_every: int = 0
+    config: Mapping[str, Any] = {}
 
     def modules(self) -> nn.Module:
         """What is trained (its parameters with requires_grad), on its device. The same object at each call."""
@@ -371,7 +373,7 @@ class _Run:
         wait_for_all()
 
     def _facts(self) -> Facts:
-        return Facts(self.stage.name, self.stage.preset, self.step, round(self.seconds, 3))
+        return Facts(self.stage.name, self.stage.preset, self.step, round(self.seconds, 3), dict(self.stage.config))
 
     def _save(self) -> None:
         self.seconds = time.monotonic() - self.clock

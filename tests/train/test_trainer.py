@@ -68,14 +68,15 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, number: int) -
 
 
 def test_training_learns_and_keeps_the_average(tmp_path: Path) -> None:
-    stage = ToyStage(steps=400, dropout=0.0, evaluate_every=100)
+    stage = ToyStage(steps=400, dropout=0.0, evaluate_every=100, config={"sizes": {"width": 8}})
     outcome = train(stage, tmp_path)
     assert outcome.metrics["error"] < 0.1 and losses(tmp_path)[0] > 1
     # What stays in memory and on disk is the EMA, and it is what was evaluated last.
     with torch.no_grad():
         assert stage.evaluate() == pytest.approx(outcome.metrics)
     on_disk, facts = load_weights(tmp_path / "toy")
-    assert facts.step == 400 and all(torch.equal(on_disk[n], t) for n, t in stage.model.state_dict().items())
+    assert facts.step == 400 and facts.config == {"sizes": {"width": 8}}
+    assert all(torch.equal(on_disk[n], t) for n, t in stage.model.state_dict().items())
     tensors, _ = read_tensors(tmp_path / "toy" / "checkpoint.safetensors")
     assert not torch.equal(tensors["model.head.weight"], tensors["ema.head.weight"])
     from_checkpoint, _ = load_weights(tmp_path / "toy" / "checkpoint.safetensors")
