@@ -64,9 +64,10 @@ _CL100K_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{%s}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+GLM4_SPLIT = _CL100K_SPLIT % "1,3"
 # tokenizer.ggml.pre -> the expressions that split a text, one after the other.
 _SPLITS: dict[str, tuple[str, ...]] = {
-    "glm4": (_CL100K_SPLIT % "1,3",),
+    "glm4": (GLM4_SPLIT,),
     "chatglm-bpe": (_CL100K_SPLIT % "1,3",),
     "llama-bpe": (_CL100K_SPLIT % "1,3",),
     "qwen2": (_CL100K_SPLIT % "1",),
@@ -79,7 +80,7 @@ _IGNORE_MERGES = frozenset({"glm4", "llama-bpe"})
 _ADD_BOS = frozenset({"llama-bpe"})
 
 
-def _byte_alphabet() -> dict[int, str]:
+def byte_alphabet() -> dict[int, str]:
     """GPT-2's byte -> printable character table: printable bytes stand for themselves, the rest from U+0100 up."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     table = {byte: chr(byte) for byte in printable}
@@ -87,7 +88,7 @@ def _byte_alphabet() -> dict[int, str]:
     return table | {byte: chr(0x100 + index) for index, byte in enumerate(others)}
 
 
-_BYTE_OF_CHAR = {ord(char): byte for byte, char in _byte_alphabet().items()}
+_BYTE_OF_CHAR = {ord(char): byte for byte, char in byte_alphabet().items()}
 
 
 class TokenStream:

@@ -22,7 +22,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Split
 from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 
-from autoglm.chat.tokenizer import TokenType
+from autoglm.chat.tokenizer import GLM4_SPLIT, TokenType, byte_alphabet
 from autoglm.errors import ConfigError, FormatError
 
 VOCAB_SIZE = 2048
@@ -34,13 +34,8 @@ CONTROL = (
 THINKING = ("<think>", "</think>", "<answer>", "</answer>")
 SPECIALS = CONTROL + THINKING
 RESOURCE = "nano_tokenizer.json"
-# GLM-4's split: words with the sign before them, digits by threes, runs of signs, white space.
-GLM4_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
-# The template of formats like GLM-4.1V's, with sound and with the media of a turn before its text, as in training.
+# GLM-4.1V's form with sound added; the media of a turn come before its text, as in training.
 CHAT_TEMPLATE = """\
 {{- '[gMASK]<sop>' -}}
 {%- for message in messages -%}
@@ -66,14 +61,6 @@ CHAT_TEMPLATE = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|assistant|>\\n' -}}{%- endif -%}
 """
-
-
-def byte_alphabet() -> dict[int, str]:
-    """GPT-2's byte -> printable character table: printable bytes stand for themselves, the rest from U+0100 up."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    table = {byte: chr(byte) for byte in printable}
-    others = (byte for byte in range(256) if byte not in table)
-    return table | {byte: chr(0x100 + index) for index, byte in enumerate(others)}
 
 
 _CHAR_OF_BYTE = byte_alphabet()
