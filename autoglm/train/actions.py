@@ -18,12 +18,16 @@ MAX_COORDINATE = 999
 
 @dataclass(frozen=True)
 class Tap:
+    """Touch the point (x, y) once."""
+
     x: int
     y: int
 
 
 @dataclass(frozen=True)
 class LongPress:
+    """Hold the point (x, y)."""
+
     x: int
     y: int
 
@@ -40,31 +44,39 @@ class Swipe:
 
 @dataclass(frozen=True)
 class Type:
+    """Write into the field that has the focus."""
+
     text: str
 
 
 @dataclass(frozen=True)
 class Launch:
+    """Start an app by its name, whatever is on the screen."""
+
     app: str
 
 
 @dataclass(frozen=True)
 class Back:
-    pass
+    """Go back one page."""
 
 
 @dataclass(frozen=True)
 class Home:
-    pass
+    """Go to the home screen."""
 
 
 @dataclass(frozen=True)
 class Wait:
+    """Do nothing for some seconds, for a page that is loading."""
+
     seconds: int = 2
 
 
 @dataclass(frozen=True)
 class Finish:
+    """Nothing more to do; the message is for the user."""
+
     message: str
 
 

@@ -44,9 +44,7 @@ _CORES: dict[Topic, dict[Language, tuple[str, ...]]] = {
     "thanks": {"zh": ("谢谢", "谢谢你", "谢谢你了"), "en": ("thanks", "thank you", "thank you for this")},
 }  # fmt: skip
 # Requests, which take no other question words and no question mark.
-_REQUESTS: frozenset[str] = frozenset(
-    {"说说你自己", "tell me about yourself", "say who you are"}
-)
+_REQUESTS: frozenset[str] = frozenset({"说说你自己", "tell me about yourself", "say who you are"})
 _NOT_WITH_REQUESTS: frozenset[str] = frozenset({"请问", "请告诉我", "please tell me,", "呢", "exactly"})
 _PREFIXES: dict[Language, tuple[str, ...]] = {
     "zh": ("", "请问", "请告诉我", "你好，"),
