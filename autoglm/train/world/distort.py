@@ -41,7 +41,8 @@ def distort(wave: Wave, rng: np.random.Generator, *, snr_db: float | None = None
 def change_speed(wave: Wave, factor: float) -> Wave:
     """Play `factor` times as fast, by linear interpolation: speed and pitch move together."""
     size = max(1, int(len(wave) / factor))
-    return np.interp(np.arange(size) * factor, np.arange(len(wave)), wave).astype(np.float32)
+    faster: Wave = np.interp(np.arange(size) * factor, np.arange(len(wave)), wave).astype(np.float32)
+    return faster
 
 
 def add_room(wave: Wave, rng: np.random.Generator) -> Wave:
@@ -57,8 +58,9 @@ def add_room(wave: Wave, rng: np.random.Generator) -> Wave:
     tail[: int(rng.uniform(0.001, 0.006) * SAMPLE_RATE_HZ)] = 0.0
     tail[0] = 1.0
     size = _fft_size(len(wave) + length)
-    echoed = np.fft.irfft(np.fft.rfft(wave, size) * np.fft.rfft(tail, size), size)
-    return echoed[: len(wave)].astype(np.float32)
+    spectrum = np.fft.rfft(wave, size) * np.fft.rfft(tail, size)
+    echoed: Wave = np.fft.irfft(spectrum, size)[: len(wave)].astype(np.float32)
+    return echoed
 
 
 def add_noise(wave: Wave, rng: np.random.Generator, snr_db: float) -> Wave:
@@ -77,7 +79,8 @@ def limit_band(wave: Wave, rng: np.random.Generator) -> Wave:
     frequencies = np.fft.rfftfreq(size, 1 / SAMPLE_RATE_HZ) + 1e-3
     low, high = rng.uniform(50.0, 350.0), rng.uniform(3200.0, 7000.0)
     mask = np.clip(0.5 + 4 * np.log2(frequencies / low), 0, 1) * np.clip(0.5 + 4 * np.log2(high / frequencies), 0, 1)
-    return np.fft.irfft(np.fft.rfft(wave, size) * mask, size)[: len(wave)].astype(np.float32)
+    limited: Wave = np.fft.irfft(np.fft.rfft(wave, size) * mask, size)[: len(wave)].astype(np.float32)
+    return limited
 
 
 def _set_gain(wave: Wave, rng: np.random.Generator, *, clip: bool) -> Wave:

