@@ -47,8 +47,8 @@ def preview(options: PreviewOptions) -> None:
     except OSError as error:
         raise ConfigError(f"--out '{options.folder}' is no folder to write to: {error.strerror}") from None
     table = Table(title=f"The {split} world, seed {options.seed}", title_justify="left")
-    for column in ("file", "what it is"):
-        table.add_column(column, overflow="fold")
+    table.add_column("file", no_wrap=True)
+    table.add_column("what it is", overflow="fold")
     if options.screens:
         path = options.folder / "screens.png"
         contact_sheet(
@@ -58,13 +58,15 @@ def preview(options: PreviewOptions) -> None:
             first_seed=options.seed * 1000,
             language=languages[0] if len(languages) == 1 else None,
         )
-        table.add_row(str(path), f"{options.screens} screens: tap boxes red, named things blue, ink green")
+        table.add_row(path.name, f"{options.screens} screens: tap boxes red, named things blue, ink green")
     with CountBar("speaking") as bar:
         for number in range(options.sounds):
             bar.report(number, options.sounds)
             table.add_row(*_write_sound(options, split, languages[number % len(languages)], number))
     console = Console()
     console.print(table, highlight=False)
+    told = f"Written to '{options.folder}'. Each sound is there twice: clean, and -heard as training hears it."
+    console.print(told, highlight=False, soft_wrap=True, markup=False)
     if missing_engines():
         console.print(
             f"Not installed here: {', '.join(missing_engines())}. All of them: sh scripts/install_train_assets.sh",
@@ -85,7 +87,7 @@ def _write_sound(options: PreviewOptions, split: Split, language: Language, numb
     path = options.folder / f"sound-{number + 1:02}-{language}.wav"
     _write_wav(path, sound)
     _write_wav(path.with_stem(path.stem + "-heard"), distort(sound, rng))
-    return str(path), f"{voice.engine} {voice.name}: {text} (-heard: as training hears it)"
+    return path.name, f"{voice.engine} {voice.name}: {text}"
 
 
 def _write_wav(path: Path, sound: npt.NDArray[np.float32]) -> None:

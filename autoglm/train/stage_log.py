@@ -79,7 +79,7 @@ class StageLog:
             self._progress.update(self._task, completed=step, shown=shown)
         elif self._folder is not None and now - self._last_line >= _LINE_EVERY_S:
             self._last_line = now
-            logger.info(f"{self._name} {step}/{self._steps}  {shown}  {_duration(seconds_left)} left")
+            logger.info(f"{self._name} {step}/{self._steps}  {shown}{_others(values)}  {_duration(seconds_left)} left")
         if now - self._last_plot >= self._plot_every_s:
             self.draw()
 
@@ -151,6 +151,12 @@ def _shown(values: Mapping[str, float]) -> str:
     else:
         parts.append(f"{values['steps_per_s']:.2f} steps/s")
     return "  ".join(parts)
+
+
+def _others(values: Mapping[str, float]) -> str:
+    """What the stage itself logs: a log line has room for it, a bar has not."""
+    own = {"loss", "samples_per_s", "steps_per_s", "gradient_norm", "learning_rate", "seconds"}
+    return "".join(f"  {name} {value:.3g}" for name, value in values.items() if name not in own)
 
 
 def _duration(seconds: float) -> str:
