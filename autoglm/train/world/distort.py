@@ -69,8 +69,10 @@ def add_noise(wave: Wave, rng: np.random.Generator, snr_db: float) -> Wave:
     if loud.size == 0:
         return wave
     noise = _piece(_loops()[int(rng.integers(3))], len(wave), rng)
-    power = np.mean(loud**2) / max(float(np.mean(noise**2)), 1e-12)
-    return wave + noise * np.float32(np.sqrt(power * 10.0 ** (-snr_db / 10.0)))
+    power = float(np.mean(loud**2)) / max(float(np.mean(noise**2)), 1e-12)
+    noise *= np.float32((power * 10.0 ** (-snr_db / 10.0)) ** 0.5)
+    noise += wave
+    return noise
 
 
 def limit_band(wave: Wave, rng: np.random.Generator) -> Wave:

@@ -90,8 +90,8 @@ class Mellotron:
         self._decoder_rnn.load_state_dict(_below(self._w, "decoder.decoder_rnn."))
 
     @torch.inference_mode()
-    def speak(self, ids: list[int], speaker: list[float], *, seed: int) -> npt.NDArray[np.float32]:
-        """Symbols and a speaker vector of 32 numbers -> f32 [num_samples] at 22.05 kHz, -1..1.
+    def speak(self, ids: list[int], speaker: list[float], *, rate: float, seed: int) -> npt.NDArray[np.float32]:
+        """Symbols and a speaker vector of 32 numbers -> f32 [num_samples] at 22.05 kHz, -1..1, `rate` times as fast.
 
         The decoder's dropout stays on, as in training: without it its attention gets stuck. Its mask
         comes from `seed`, so the same arguments give the same samples. A reading whose attention
@@ -105,6 +105,8 @@ class Mellotron:
             again, fewer = self._decode(memory, torch.Generator().manual_seed(seed + attempt))
             mel, flaws = (again, fewer) if fewer < flaws else (mel, flaws)
         mel = mel + self._post(mel)
+        # Speed is changed between the networks, where stretching the frames keeps the pitch.
+        mel = F.interpolate(mel, size=max(8, round(mel.shape[2] / rate)), mode="linear", align_corners=True)
         samples: npt.NDArray[np.float32] = self._vocode(mel).numpy().astype(np.float32)
         return samples
 

@@ -186,7 +186,7 @@ class Ttskit:
         digits = hashlib.md5(utterance.voice.name.encode(), usedforsecurity=False).hexdigest()
         speaker = [(int(digit, 16) - 7) / 10 for digit in digits]
         seed = int.from_bytes(hashlib.sha256(utterance.text.encode()).digest()[:6], "little")
-        return model.speak(ids, speaker, seed=seed)
+        return model.speak(ids, speaker, rate=utterance.rate, seed=seed)
 
 
 def pinyin(text: str) -> list[str]:

@@ -153,7 +153,8 @@ def _finish(sound: Sound, request: Request) -> Wave:
             f"voice {request.voice} gave no sound for a text of {len(request.text)} characters; is it in "
             f"{'Chinese' if request.voice.language == 'zh' else 'English'}?"
         )
-    return wave * np.float32(_PEAK / np.abs(wave).max())
+    wave *= np.float32(_PEAK / np.abs(wave).max())
+    return wave
 
 
 def resample(wave: Wave, ratio: float) -> Wave:
@@ -206,7 +207,8 @@ def _cache_folder() -> Path:
 
 
 def _load(path: Path) -> Wave:
-    wave: Wave = np.load(path, allow_pickle=False).astype(np.float32) / np.float32(32767.0)
+    wave: Wave = np.load(path, allow_pickle=False).astype(np.float32)
+    wave /= np.float32(32767.0)
     return wave
 
 
