@@ -151,5 +151,9 @@ def _initialize(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
         if module.bias is not None and not getattr(module, "keep_bias", False):
             nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Embedding):
         nn.init.trunc_normal_(module.weight, std=0.5)

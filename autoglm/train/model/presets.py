@@ -13,7 +13,11 @@ ATTENTION_MODES: tuple[AttentionMode, ...] = ("causal", "media", "turn")
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """A ViT (Dosovitskiy et al. 2020): `position_grid` is the (rows, columns) of learned positions."""
+    """A ViT (Dosovitskiy et al. 2020): `position_grid` is the (rows, columns) of learned positions.
+
+    stem_channels  three widths of a convolutional stem in place of the linear patch embedding; () for none
+    stem_norms     whether its convolutions are followed by batch norms (training) or have them folded in (files)
+    """
 
     hidden_size: int = 768
     num_layers: int = 12
@@ -23,6 +27,8 @@ class VisionConfig:
     merge_size: int = 2
     position_grid: tuple[int, int] = (14, 14)
     max_pixels: int = 224 * 224
+    stem_channels: tuple[int, ...] = ()
+    stem_norms: bool = True
     layer_norm_eps: float = 1e-6
 
 
@@ -111,7 +117,8 @@ class PhoneConfig:
     def from_dict(cls, values: dict[str, Any]) -> PhoneConfig:
         """The config `to_dict` wrote. Raises ConfigError when a field is missing or unknown."""
         try:
-            vision = VisionConfig(**{**values["vision"], "position_grid": tuple(values["vision"]["position_grid"])})
+            pairs = {name: tuple(values["vision"][name]) for name in ("position_grid", "stem_channels")}
+            vision = VisionConfig(**{**values["vision"], **pairs})
             text = TextConfig(
                 **{
                     **values["text"],
@@ -132,7 +139,13 @@ class PhoneConfig:
 
 
 NANO_VISION = VisionConfig(
-    hidden_size=192, num_layers=4, num_heads=3, mlp_size=768, position_grid=(30, 14), max_pixels=224 * 480
+    hidden_size=192,
+    num_layers=3,
+    num_heads=3,
+    mlp_size=768,
+    position_grid=(30, 14),
+    max_pixels=224 * 480,
+    stem_channels=(24, 48, 96),
 )
 NANO_AUDIO = AudioConfig(hidden_size=160, num_layers=4, num_heads=5, mlp_size=640, subsample_channels=32)
 NANO_TEXT = TextConfig(
@@ -154,15 +167,15 @@ PRESETS: dict[str, PhoneConfig] = {
         PhoneConfig("nano", NANO_VISION, NANO_AUDIO, FusionConfig(), NANO_TEXT),
         PhoneConfig(
             "nano-teacher",
-            replace(NANO_VISION, num_layers=6),
+            replace(NANO_VISION, num_layers=4),
             replace(NANO_AUDIO, num_layers=6),
             FusionConfig(),
-            replace(NANO_TEXT, num_layers=6),
+            replace(NANO_TEXT, num_layers=5),
         ),
         # Every part present and as small as the grids allow: for tests and `train --smoke`.
         PhoneConfig(
             "smoke",
-            replace(NANO_VISION, hidden_size=64, num_layers=2, num_heads=2, mlp_size=128),
+            replace(NANO_VISION, hidden_size=64, num_layers=2, num_heads=2, mlp_size=128, stem_channels=(8, 16, 16)),
             replace(NANO_AUDIO, hidden_size=64, num_layers=2, num_heads=2, mlp_size=128, subsample_channels=8),
             FusionConfig(projector_size=128),
             replace(NANO_TEXT, num_layers=2, ffn_size=256),

@@ -7,6 +7,11 @@ Dosovitskiy et al. 2020, "An Image is Worth 16x16 Words", equations 1 to 4, with
     z  = z' + W2 gelu(W1 LN(z')) exact (erf) GELU
     y  = LN(zL)
 
+The nano presets put a convolutional stem in the place of E (Xiao et al. 2021, "Early Convolutions Help Transformers See
+Better"): four 3 x 3 convolutions of stride 2 with two residual ones between, ReLU after each. A linear embedding of
+16-pixel patches has to learn every word at each of 256 offsets, which takes more examples than two cores draw in an
+hour (docs/training.md has the curves).
+
 The learned positions stand on a grid and are interpolated (bicubic, a = -0.75, corners not aligned) to the grid of
 an image of another size or aspect.
 """
@@ -40,8 +45,34 @@ class VisionBlock(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, count, width)
         x = x + self.attn_out(attended)
-        x = x + self.mlp_down(F.gelu(self.mlp_up(self.norm2(x))))
-        return x
+        result: Tensor = x + self.mlp_down(F.gelu(self.mlp_up(self.norm2(x))))
+        return result
+
+
+class StemLayer(nn.Module):
+    """relu(norm(conv(x))), or relu(x + norm(conv(x))) when `residual`: [B, C, H, W] -> [B, C', H/stride, W/stride]."""
+
+    def __init__(self, channels: int, out_channels: int, *, residual: bool, norm: bool) -> None:
+        super().__init__()
+        self.residual = residual
+        self.conv = nn.Conv2d(channels, out_channels, 3, stride=1 if residual else 2, padding=1, bias=not norm)
+        if norm:
+            self.norm = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if hasattr(self, "norm"):
+            y = self.norm(y)
+        return F.relu(x + y if self.residual else y)
+
+
+def make_stem(config: VisionConfig) -> nn.Sequential:
+    """Pixels -> one vector per 16 x 16 patch: [B, 3, H, W] -> [B, D, H/16, W/16]."""
+    first, second, third = config.stem_channels
+    plan = ((3, first), (first, second), (second, third), (third, third), (third, third), (third, config.hidden_size))
+    return nn.Sequential(
+        *(StemLayer(a, b, residual=index in (3, 4), norm=config.stem_norms) for index, (a, b) in enumerate(plan))
+    )
 
 
 class VisionEncoder(nn.Module):
@@ -51,7 +82,10 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.config = config
         width = config.hidden_size
-        self.patch_embed = nn.Linear(3 * config.patch_size**2, width)
+        if config.stem_channels:
+            self.stem = make_stem(config)
+        else:
+            self.patch_embed = nn.Linear(3 * config.patch_size**2, width)
         self.position_embedding = nn.Parameter(torch.empty(config.position_grid[0] * config.position_grid[1], width))
         nn.init.trunc_normal_(self.position_embedding, std=0.02)
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.num_layers))
@@ -67,16 +101,25 @@ class VisionEncoder(nn.Module):
         )
         return resized.permute(0, 2, 3, 1).reshape(rows * columns, -1).to(self.position_embedding.dtype)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def embed_patches(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] -> one vector a patch [B, H/16 * W/16, D], positions not yet added."""
+        if self.config.stem_channels:
+            found: Tensor = self.stem(images.contiguous(memory_format=torch.channels_last))
+            return found.flatten(2).transpose(1, 2)
         batch, channels, height, width = images.shape
         size = self.config.patch_size
         rows, columns = height // size, width // size
         patches = images.view(batch, channels, rows, size, columns, size).permute(0, 2, 4, 1, 3, 5)
-        x = self.patch_embed(patches.reshape(batch, rows * columns, channels * size * size))
-        x = x + self.positions(rows, columns)
+        embedded: Tensor = self.patch_embed(patches.reshape(batch, rows * columns, channels * size * size))
+        return embedded
+
+    def forward(self, images: Tensor) -> Tensor:
+        size = self.config.patch_size
+        x = self.embed_patches(images) + self.positions(images.shape[2] // size, images.shape[3] // size)
         for block in self.blocks:
             x = block(x)
-        return self.post_norm(x)
+        normed: Tensor = self.post_norm(x)
+        return normed
 
 
 class VisionProjector(nn.Module):

@@ -1,0 +1,409 @@
+"""Examples -> batches: prompts with media placeholders, three-axis positions, targets, and what the encoders' own losses need.
+
+Every micro-batch is made from its number alone (`make_batch(kind, index)`), so a stream can start anywhere and workers
+share nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from autoglm.media.log_mel import log_mel
+from autoglm.media.screen_pixels import encoder_pixels
+from autoglm.train.model.phone import Inputs
+from autoglm.train.model.presets import PhoneConfig
+from autoglm.train.tokenizer import SPECIALS, NanoTokenizer
+from autoglm.train.world.distort import distort
+from autoglm.train.world.labels import VISIBLE_CLASS
+from autoglm.train.world.canvas import Element
+from autoglm.train.world.corpus import texts
+from autoglm.train.world.screens import Screen, draw_screen
+from autoglm.train.world.soup import draw_soup
+from autoglm.train.world.speech import speak, voices
+from autoglm.train.world.split import Split, rng_for
+from autoglm.train.world.tasks import Example, examples_for_screen, speech_only, text_only
+
+NO_TARGET = -100
+DRAWING_WIDTH = 448
+# An ink that covers less of a patch than this does not name it.
+PATCH_SHARE = 0.12
+BatchKind = Literal["soup", "screens", "sounds", "typed", "spoken", "heard", "words"]
+
+
+@dataclass
+class Batch:
+    """One micro-batch; None where a kind has no such part.
+
+    inputs and targets [B, L] (token wanted after each position, -100 for none); coordinates [B, L] marks targets that
+    are screen coordinates; patch_class [S, P] (0 background) and patch_offset [S, P, 2]: which label's ink a patch
+    shows and where that ink's middle lies from the patch's middle, in parts of the picture's width;
+    characters [A, C] (padded with 0) and character_counts [A] of what was said; snr [A] in dB (60: clean).
+    """
+
+    kind: BatchKind
+    inputs: Inputs
+    targets: Tensor
+    coordinates: Tensor
+    patch_class: Tensor | None = None
+    patch_offset: Tensor | None = None
+    characters: Tensor | None = None
+    character_counts: Tensor | None = None
+    snr: Tensor | None = None
+    examples: list[Example] = field(default_factory=list)
+
+
+@cache
+def alphabet() -> dict[str, int]:
+    """Every character that can be said -> its CTC class, 1 upwards (0 is the blank)."""
+    said = {character for text, _ in texts() for character in text.lower() if character.isalnum() or character in " -'"}
+    return {character: index + 1 for index, character in enumerate(sorted(said))}
+
+
+@dataclass
+class Row:
+    """One conversation as tokens; `answer_start` is the first token the model has to write."""
+
+    tokens: list[int]
+    media: list[int]
+    turn: list[int]
+    words: list[bool]
+    positions: NDArray[np.int64]  # [3, L]
+    answer_start: int
+    coordinate: list[bool]
+
+
+@dataclass(frozen=True)
+class Media:
+    """Token counts of a row's media: the picture's merged grid (rows, columns) and the sound's tokens."""
+
+    grid: tuple[int, int] | None = None
+    sound: int = 0
+
+
+class RowEncoder:
+    """Examples -> token rows, in the chat template's form."""
+
+    def __init__(self, tokenizer: NanoTokenizer) -> None:
+        self.tokenizer = tokenizer
+        self._ids = {text: tokenizer.id(text) for text in SPECIALS}
+        self._numbers = frozenset(tokenizer.number_ids)
+        self.pad_token = tokenizer.id("<|endoftext|>")
+
+    def row(self, example: Example, media: Media, *, with_answer: bool) -> Row:
+        """The prompt up to `<|assistant|>` and its newline, with the reply when `with_answer`."""
+        tokens: list[int] = []
+        kinds: list[int] = []
+        words: list[bool] = []
+        columns: list[NDArray[np.int64]] = []
+        position = 0
+
+        def add(ids: Sequence[int], kind: int = 0, is_words: bool = False) -> None:
+            nonlocal position
+            tokens.extend(ids)
+            kinds.extend([kind] * len(ids))
+            words.extend([is_words] * len(ids))
+            columns.append(np.arange(position, position + len(ids))[None].repeat(3, axis=0))
+            position += len(ids)
+
+        special, text = self._ids, self.tokenizer.encode
+        add([special["[gMASK]"], special["<sop>"], special["<|user|>"], *text("\n")])
+        turn_start = len(tokens)
+        if media.grid:
+            rows, across = media.grid
+            add([special["<|begin_of_image|>"]])
+            y, x = np.divmod(np.arange(rows * across), across)
+            tokens.extend([special["<|image|>"]] * (rows * across))
+            kinds.extend([1] * (rows * across))
+            words.extend([False] * (rows * across))
+            columns.append(np.stack([np.full_like(x, position), position + y, position + x]))
+            position += max(rows, across)
+            add([special["<|end_of_image|>"]])
+        if media.sound:
+            add([special["<|begin_of_audio|>"]])
+            add([special["<|audio|>"]] * media.sound, 2)
+            add([special["<|end_of_audio|>"]])
+        if example.typed:
+            add(text(example.typed), is_words=True)
+        turn_end = len(tokens)
+        add([special["<|assistant|>"], *text("\n")])
+        answer_start = len(tokens)
+        coordinate = [False] * len(tokens)
+        if with_answer:
+            add([special["<think>"], *text(example.thought), special["</think>"], *text("\n"), special["<answer>"]])
+            coordinate.extend([False] * (len(tokens) - len(coordinate)))
+            answer = text(example.answer)
+            add([*answer, special["</answer>"], special["<|endoftext|>"]])
+            touches = example.answer.startswith("do(") and "=[" in example.answer
+            coordinate.extend(touches and token in self._numbers for token in answer)
+            coordinate.extend([False, False])
+        turn = [int(turn_start <= i < turn_end) for i in range(len(tokens))]
+        return Row(tokens, kinds, turn, words, np.concatenate(columns, axis=1), answer_start, coordinate)
+
+
+def collate_rows(rows: Sequence[Row], pad_token: int, *, left: bool = False) -> tuple[Inputs, Tensor, Tensor]:
+    """Rows of unequal length -> Inputs without media, targets and coordinate marks, padded on the right (or left)."""
+    count, length = len(rows), max(len(row.tokens) for row in rows)
+    tokens = np.full((count, length), pad_token, dtype=np.int64)
+    media, turn = np.zeros_like(tokens), np.zeros_like(tokens)
+    positions = np.zeros((3, count, length), dtype=np.int64)
+    valid, words, coordinates = (np.zeros((count, length), dtype=bool) for _ in range(3))
+    targets = np.full_like(tokens, NO_TARGET)
+    for index, row in enumerate(rows):
+        size = len(row.tokens)
+        at = slice(length - size, length) if left else slice(0, size)
+        tokens[index, at], media[index, at], turn[index, at] = row.tokens, row.media, row.turn
+        positions[:, index, at] = row.positions
+        valid[index, at], words[index, at] = True, row.words
+        first = at.start + row.answer_start
+        targets[index, first - 1 : at.stop - 1] = tokens[index, first : at.stop]
+        coordinates[index, first - 1 : at.stop - 1] = row.coordinate[row.answer_start :]
+    inputs = Inputs(*(torch.from_numpy(array) for array in (tokens, positions, valid, media, turn, words)))
+    return inputs, torch.from_numpy(targets), torch.from_numpy(coordinates)
+
+
+def patch_targets(
+    elements: Sequence[Element], rows: int, columns: int, aspect: float
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Which label's ink each patch shows, and where its middle is: class [P] and offset [P, 2], see `Batch`.
+
+    aspect: the picture's height over its width.
+    """
+    share = np.zeros((rows, columns), dtype=np.float32)
+    found = np.zeros((rows, columns), dtype=np.int64)
+    offset = np.zeros((rows, columns, 2), dtype=np.float32)
+    y0, x0 = np.arange(rows) / rows, np.arange(columns) / columns
+    for element in elements:
+        number = VISIBLE_CLASS.get((element.label.kind, element.label.key))
+        if number is None:
+            continue
+        left, top, right, bottom = element.ink
+        high = np.clip(np.minimum(bottom, y0 + 1 / rows) - np.maximum(top, y0), 0, None) * rows
+        wide = np.clip(np.minimum(right, x0 + 1 / columns) - np.maximum(left, x0), 0, None) * columns
+        covered = high[:, None] * wide[None]
+        won = (covered > share) & (covered >= PATCH_SHARE)
+        share[won], found[won] = covered[won], number
+        dx = (left + right) / 2 - (x0 + 0.5 / columns)
+        dy = ((top + bottom) / 2 - (y0 + 0.5 / rows)) * aspect
+        offset[won] = np.stack(np.broadcast_arrays(dx[None, :], dy[:, None]), axis=-1)[won]
+    return found.reshape(-1), offset.reshape(-1, 2)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much one micro-batch of each kind holds."""
+
+    soups: int = 4
+    variety: float = 1.0  # of the soups
+    screens: int = 3
+    questions: int = 5  # per screen
+    spoken_screens: int = 2
+    spoken_questions: int = 4
+    sounds: int = 12
+    words: int = 16
+
+
+class BatchMaker(Dataset[list[Batch]]):
+    """Item i is the list of micro-batches of training step i."""
+
+    def __init__(
+        self,
+        config: PhoneConfig,
+        tokenizer: NanoTokenizer,
+        kinds: Sequence[BatchKind],
+        *,
+        split: Split = "train",
+        sizes: Sizes = Sizes(),
+        seed: int = 0,
+        length: int = 1 << 30,
+    ) -> None:
+        self.config, self.tokenizer, self.kinds = config, tokenizer, tuple(kinds)
+        self.split, self.sizes, self.seed, self.length = split, sizes, seed, length
+        self.rows = RowEncoder(tokenizer)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> list[Batch]:
+        return [self.make_batch(kind, index) for kind in self.kinds]
+
+    def make_batch(self, kind: BatchKind, index: int) -> Batch:
+        """Micro-batch `index` of `kind`, the same whenever it is asked for."""
+        rng = rng_for(self.split, "batch", kind, self.seed, index)
+        if kind == "soup":
+            return self._soups(rng)
+        if kind == "screens":
+            return self._screens(rng)
+        if kind == "sounds":
+            return self._sounds(rng)
+        if kind == "words":
+            return self.batch(kind, [text_only(rng, self.split) for _ in range(self.sizes.words)], rng)
+        if kind == "heard":
+            return self.batch(kind, [speech_only(rng, self.split) for _ in range(self.sizes.sounds)], rng)
+        screens = self.sizes.screens if kind == "typed" else self.sizes.spoken_screens
+        questions = self.sizes.questions if kind == "typed" else self.sizes.spoken_questions
+        examples: list[Example] = []
+        for screen in self._same_size_screens(rng, screens):
+            mix = TYPED_MIX if kind == "typed" else SPOKEN_MIX
+            examples += examples_for_screen(screen, rng, self.split, questions, mix=mix)
+        return self.batch(kind, examples, rng)
+
+    def _same_size_screens(self, rng: np.random.Generator, count: int) -> list[Screen]:
+        """Screens whose resized pictures have one size."""
+        found: dict[tuple[int, int], list[Screen]] = {}
+        while True:
+            screen = draw_screen(int(rng.integers(1 << 40)), self.split, width=DRAWING_WIDTH)
+            same = found.setdefault(self._pixels(screen).shape[1:], [])
+            same.append(screen)
+            if len(same) == count:
+                return same
+
+    def _pixels(self, screen: Screen) -> NDArray[np.float32]:
+        return encoder_pixels(screen.image, max_pixels=self.config.vision.max_pixels)
+
+    def sound(
+        self, text: str, language: Literal["zh", "en"], rng: np.random.Generator
+    ) -> tuple[NDArray[np.float32], float]:
+        """One utterance by a drawn voice, distorted: log-mel [frames, 80] and its signal-to-noise ratio in dB."""
+        choices = voices(language, self.split)
+        voice = choices[int(rng.integers(len(choices)))]
+        rate = float(rng.choice((0.85, 1.0, 1.15)))
+        pitch = float(rng.choice((0.9, 1.0, 1.1)))
+        clean = bool(rng.random() < 0.25)
+        snr = 60.0 if clean else float(rng.uniform(0, 35))
+        wave = distort(speak(text, voice, rate=rate, pitch=pitch), rng, snr_db=None if clean else snr, clean=clean)
+        return log_mel(wave), snr
+
+    def batch(
+        self, kind: BatchKind, examples: list[Example], rng: np.random.Generator, *, with_answer: bool = True
+    ) -> Batch:
+        """Examples (all with a screen of one size, or none) -> one micro-batch; prompts alone are padded on the left."""
+        screens: dict[int, int] = {}
+        pictures: list[Screen] = []
+        for example in examples:
+            if example.screen is not None and id(example.screen) not in screens:
+                screens[id(example.screen)] = len(pictures)
+                pictures.append(example.screen)
+        pixels = [self._pixels(screen) for screen in pictures]
+        size = self.config.vision.patch_size * self.config.vision.merge_size
+        grid = (pixels[0].shape[1] // size, pixels[0].shape[2] // size) if pixels else None
+        heard = [self.sound(e.spoken, e.language, rng) if e.spoken is not None else None for e in examples]
+        rows = []
+        for example, sound in zip(examples, heard, strict=True):
+            tokens = -(-(-(-len(sound[0]) // 2)) // 2) if sound else 0
+            rows.append(
+                self.rows.row(example, Media(grid if example.screen else None, tokens), with_answer=with_answer)
+            )
+        inputs, targets, coordinates = collate_rows(rows, self.rows.pad_token, left=not with_answer)
+        result = Batch(kind, inputs, targets, coordinates, examples=[] if with_answer else examples)
+        if pixels:
+            inputs.images = torch.from_numpy(np.stack(pixels))
+            inputs.image_of = torch.tensor([screens[id(e.screen)] if e.screen is not None else -1 for e in examples])
+            self._add_patches(result, [screen.elements for screen in pictures])
+        sounds = [sound for sound in heard if sound is not None]
+        if sounds:
+            numbers = iter(range(len(sounds)))
+            inputs.sound_of = torch.tensor([next(numbers) if sound is not None else -1 for sound in heard])
+            self._add_sounds(result, sounds, [e.spoken for e in examples if e.spoken is not None])
+        return result
+
+    def _add_patches(self, batch: Batch, elements: Sequence[Sequence[Element]]) -> None:
+        assert batch.inputs.images is not None
+        height, width = batch.inputs.images.shape[2:]
+        size = self.config.vision.patch_size
+        found = [patch_targets(each, height // size, width // size, height / width) for each in elements]
+        batch.patch_class = torch.from_numpy(np.stack([one[0] for one in found]))
+        batch.patch_offset = torch.from_numpy(np.stack([one[1] for one in found]))
+
+    def _add_sounds(
+        self, batch: Batch, sounds: Sequence[tuple[NDArray[np.float32], float]], texts: Sequence[str]
+    ) -> None:
+        frames = [len(mel) for mel, _ in sounds]
+        mel = np.zeros((len(sounds), max(frames), sounds[0][0].shape[1]), dtype=np.float32)
+        for index, (values, _) in enumerate(sounds):
+            mel[index, : len(values)] = values
+        batch.inputs.mel, batch.inputs.frames = torch.from_numpy(mel), torch.tensor(frames)
+        batch.snr = torch.tensor([snr for _, snr in sounds])
+        known = alphabet()
+        codes = [[known[c] for c in text.lower() if c in known] for text in texts]
+        batch.characters = torch.zeros(len(codes), max(map(len, codes)), dtype=torch.long)
+        for index, code in enumerate(codes):
+            batch.characters[index, : len(code)] = torch.tensor(code)
+        batch.character_counts = torch.tensor([len(code) for code in codes])
+
+    def _soups(self, rng: np.random.Generator) -> Batch:
+        soups = [draw_soup(int(rng.integers(1 << 40)), self.split, self.sizes.variety) for _ in range(self.sizes.soups)]
+        pixels = [encoder_pixels(canvas.image, max_pixels=self.config.vision.max_pixels) for canvas, _ in soups]
+        batch = _without_text("soup", torch.from_numpy(np.stack(pixels)))
+        self._add_patches(batch, [elements for _, elements in soups])
+        return batch
+
+    def _screens(self, rng: np.random.Generator) -> Batch:
+        screens = self._same_size_screens(rng, self.sizes.soups)
+        batch = _without_text("screens", torch.from_numpy(np.stack([self._pixels(screen) for screen in screens])))
+        self._add_patches(batch, [screen.elements for screen in screens])
+        return batch
+
+    def _sounds(self, rng: np.random.Generator) -> Batch:
+        examples = [speech_only(rng, self.split) for _ in range(self.sizes.sounds)]
+        texts = [(example.spoken, example.language) for example in examples if example.spoken is not None]
+        batch = _without_text("sounds", None)
+        self._add_sounds(
+            batch, [self.sound(text, language, rng) for text, language in texts], [text for text, _ in texts]
+        )
+        return batch
+
+
+TYPED_MIX = {"typed_action": 0.7, "describe": 0.1, "which_app": 0.08, "is_here": 0.12}
+SPOKEN_MIX = {"spoken_action": 1.0}
+
+
+def _without_text(kind: BatchKind, images: Tensor | None) -> Batch:
+    """A batch for an encoder's own loss, with no tokens."""
+    none = torch.zeros(0, 0, dtype=torch.long)
+    inputs = Inputs(none, torch.zeros(3, 0, 0, dtype=torch.long), none.bool(), none, none, none.bool(), images=images)
+    return Batch(kind, inputs, none, none.bool())
+
+
+def stream(maker: BatchMaker, start: int, *, rank: int = 0, world: int = 1, workers: int = 1) -> Iterator[list[Batch]]:
+    """The steps `start`, `start` + 1, ... of this rank, made ahead of time by worker processes."""
+    indices = _Count(start * world + rank, world)
+    loader = DataLoader(
+        maker,
+        batch_size=None,
+        sampler=indices,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        multiprocessing_context="fork" if workers else None,
+        worker_init_fn=_one_thread,
+    )
+    yield from loader
+
+
+class _Count:
+    """start, start + step, ... without end."""
+
+    def __init__(self, start: int, step: int) -> None:
+        self.start, self.step = start, step
+
+    def __iter__(self) -> Iterator[int]:
+        index = self.start
+        while True:
+            yield index
+            index += self.step
+
+    def __len__(self) -> int:
+        return 1 << 30
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,149 @@
+"""What training minimizes: the words, the eyes' and ears' own lessons, the reliability of sounds, the teacher's example."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from autoglm.train.dataset import NO_TARGET, Batch, alphabet
+from autoglm.train.model.phone import AutoGLMPhone, Embedded
+from autoglm.train.model.presets import PhoneConfig
+from autoglm.train.world.labels import VISIBLE
+
+# A coordinate a little off still lands: its target is a bell over the numbers, this many units (of 1000) wide.
+COORDINATE_SIGMA = 6.0
+# Most patches show nothing that has a name.
+BACKGROUND_WEIGHT = 0.15
+# At this signal-to-noise ratio (dB) a sound is half trusted, and 6 dB change the odds e-fold.
+HALF_TRUST_SNR = 8.0
+SNR_PER_NAT = 6.0
+
+
+class Lessons(nn.Module):
+    """Heads used in training only: what each patch shows, and which characters are heard."""
+
+    def __init__(self, config: PhoneConfig) -> None:
+        super().__init__()
+        self.patch_class = nn.Linear(config.vision.hidden_size, len(VISIBLE) + 1)
+        self.patch_offset = nn.Linear(config.vision.hidden_size, 2)
+        if config.audio:
+            self.characters = nn.Linear(config.audio.hidden_size, len(alphabet()) + 1)
+
+
+class Coordinates(nn.Module):
+    """Soft targets for coordinates: number n -> a normalized bell around n over the tokens of 0 to 999."""
+
+    bells: Tensor
+    number_ids: Tensor
+    number_of: Tensor
+
+    def __init__(self, number_ids: tuple[int, ...], vocab_size: int) -> None:
+        super().__init__()
+        numbers = torch.arange(1000.0)
+        bells = torch.exp(-((numbers[:, None] - numbers) ** 2) / (2 * COORDINATE_SIGMA**2))
+        self.register_buffer("bells", bells / bells.sum(1, keepdim=True), persistent=False)
+        self.register_buffer("number_ids", torch.tensor(number_ids), persistent=False)
+        number_of = torch.zeros(vocab_size, dtype=torch.long)
+        number_of[self.number_ids] = torch.arange(1000)
+        self.register_buffer("number_of", number_of, persistent=False)
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy [n] of logits [n, vocabulary] against the bells around targets [n] (token ids of numbers)."""
+        log_probs = F.log_softmax(logits, dim=-1)[:, self.number_ids]
+        return -(self.bells[self.number_of[targets]] * log_probs).sum(-1)
+
+
+def patch_loss(lessons: Lessons, patches: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    """Which label each patch shows (cross-entropy) and where its middle lies (smooth L1)."""
+    assert batch.patch_class is not None and batch.patch_offset is not None
+    scores = lessons.patch_class(patches).flatten(0, 1)
+    wanted = batch.patch_class.flatten()
+    weight = torch.where(wanted > 0, 1.0, BACKGROUND_WEIGHT)
+    classes = (F.cross_entropy(scores, wanted, reduction="none") * weight).sum() / weight.sum()
+    named = batch.patch_class > 0
+    offsets = F.smooth_l1_loss(lessons.patch_offset(patches)[named], batch.patch_offset[named], beta=0.02)
+    with torch.no_grad():
+        right = (scores.argmax(-1) == wanted)[wanted > 0].float().mean()
+    return classes + 5.0 * offsets, {
+        "patch": float(classes.detach()),
+        "offset": float(offsets.detach()),
+        "patch_acc": float(right),
+    }
+
+
+def character_loss(lessons: Lessons, sound: Tensor, mask: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    """CTC (Graves et al. 2006) over the characters that were said."""
+    assert batch.characters is not None and batch.character_counts is not None
+    log_probs = F.log_softmax(lessons.characters(sound).float(), dim=-1)
+    loss = F.ctc_loss(
+        log_probs.transpose(0, 1), batch.characters, mask.sum(1), batch.character_counts, zero_infinity=True
+    )
+    with torch.no_grad():
+        best = log_probs.argmax(-1) * mask
+        wrong = [
+            _collapse(row) != said[:count].tolist()
+            for row, said, count in zip(best.tolist(), batch.characters, batch.character_counts.tolist(), strict=True)
+        ]
+    return loss, {"ctc": float(loss.detach()), "heard": 1.0 - sum(wrong) / len(wrong)}
+
+
+def _collapse(path: list[int]) -> list[int]:
+    """A CTC path without repetitions and blanks."""
+    return [c for index, c in enumerate(path) if c and (index == 0 or path[index - 1] != c)]
+
+
+def word_logits(model: AutoGLMPhone, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, targets and coordinate marks at the positions that have a target: [n, vocabulary], [n], [n]."""
+    wanted = batch.targets != NO_TARGET
+    return model.text.lm_head(hidden[wanted]).float(), batch.targets[wanted], batch.coordinates[wanted]
+
+
+def word_loss(
+    logits: Tensor, targets: Tensor, is_coordinate: Tensor, coordinates: Coordinates
+) -> tuple[Tensor, dict[str, float]]:
+    """Next-token cross-entropy, coordinates against their bells; coordinates weigh double."""
+    words = F.cross_entropy(logits[~is_coordinate], targets[~is_coordinate])
+    with torch.no_grad():
+        right = (logits.argmax(-1) == targets)[~is_coordinate].float().mean()
+    facts = {"words": float(words.detach()), "token_acc": float(right)}
+    if not is_coordinate.any():
+        return words, facts
+    places = coordinates(logits[is_coordinate], targets[is_coordinate])
+    share = 2 * is_coordinate.float().mean()
+    facts["coordinates"] = float(places.mean().detach())
+    with torch.no_grad():
+        guess = logits[is_coordinate][:, coordinates.number_ids].argmax(-1)
+        facts["off"] = float((guess - coordinates.number_of[targets[is_coordinate]]).abs().float().median())
+    return ((1 - share / 2) * words + share * places.mean()) / (1 + share / 2), facts
+
+
+def trust_loss(embedded: Embedded, batch: Batch) -> Tensor:
+    """The audio weight against the sound's quality: the odds of audio against the rest follow the signal-to-noise ratio."""
+    assert embedded.fused is not None and batch.snr is not None and batch.inputs.sound_of is not None
+    rows = batch.inputs.sound_of >= 0
+    weights = embedded.fused.weights[rows]
+    others = (weights > 0).sum(1) - 1
+    rows_with_others = others > 0
+    if not rows_with_others.any():
+        return weights.sum() * 0.0
+    snr = batch.snr[batch.inputs.sound_of[rows]][rows_with_others]
+    target = torch.sigmoid((snr - HALF_TRUST_SNR) / SNR_PER_NAT) * 0.6 + 0.1
+    return F.binary_cross_entropy(weights[rows_with_others, 1].clamp(1e-4, 1 - 1e-4), target)
+
+
+def follow_loss(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
+    """Hinton et al. 2015: KL from the teacher's softened distribution to the student's, times temperature squared."""
+    return F.kl_div(
+        F.log_softmax(student / temperature, dim=-1),
+        F.log_softmax(teacher / temperature, dim=-1),
+        log_target=True,
+        reduction="batchmean",
+    ) * (temperature**2)
+
+
+def feature_loss(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean squared distance between features of equal width, relative to the teacher's mean square."""
+    if mask is not None:
+        student, teacher = student[mask], teacher[mask]
+    return F.mse_loss(student, teacher) / teacher.pow(2).mean().clamp(min=1e-6)
