@@ -92,7 +92,8 @@ def _set_gain(wave: Wave, rng: np.random.Generator, *, clip: bool) -> Wave:
         return wave
     over = clip and rng.random() < 0.1
     level_db = rng.uniform(0.0, _MAX_GAIN_DB) if over else rng.uniform(-30.0, 0.0)
-    return np.clip(wave * np.float32(10.0 ** (level_db / 20.0) / peak), -1.0, 1.0)
+    louder = wave * np.float32(10.0 ** (level_db / 20.0) / peak)
+    return np.asarray(np.clip(louder, -1.0, 1.0), np.float32)
 
 
 def _piece(loop: Wave, length: int, rng: np.random.Generator) -> Wave:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import pickletools
 import zipfile
 from pathlib import Path
+from pickle import UnpicklingError  # raised by torch's restricted reader; nothing is unpickled here
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ def read_pickled_module(path: Path) -> dict[str, Tensor]:
         holders: list[Any] = [(type("Holder", (_Holder,), {}), name) for name in modules]
         with torch.serialization.safe_globals([*holders, (set, "__builtin__.set")]):
             root = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, zipfile.BadZipFile, StopIteration, RuntimeError, ValueError) as error:
+    except (OSError, zipfile.BadZipFile, StopIteration, RuntimeError, ValueError, UnpicklingError) as error:
         raise FormatError(f"{path.name} of ttskit cannot be read ({type(error).__name__}); reinstall ttskit") from None
     tensors: dict[str, Tensor] = {}
     _collect(root, "", tensors)

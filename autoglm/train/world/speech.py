@@ -27,7 +27,17 @@ from autoglm.train.world.split import Split
 from autoglm.train.world.synthesizers import INSTALL_HINT, Espeak, Festival, Flite, Sound, Synthesizer, Utterance
 from autoglm.train.world.voices import VOICES, Voice
 
-__all__ = ["SAMPLE_RATE_HZ", "Request", "Voice", "missing_engines", "prepare_bank", "speak", "voices"]
+__all__ = [
+    "SAMPLE_RATE_HZ",
+    "Request",
+    "Voice",
+    "Wave",
+    "is_ready",
+    "missing_engines",
+    "prepare_bank",
+    "speak",
+    "voices",
+]
 
 Wave = npt.NDArray[np.float32]
 SAMPLE_RATE_HZ = 16_000
@@ -94,11 +104,16 @@ def speak(text: str, voice: Voice, *, rate: float = 1.0, pitch: float = 1.0) -> 
     path = _cache_path(request)
     try:
         return _load(path)
-    except OSError:
-        pass
+    except (OSError, EOFError, ValueError):
+        pass  # not made yet, or a file that something cut short: made (again) below
     (wave,) = _synthesize(voice.engine, [request])
     _save(path, wave)
     return _load(path)
+
+
+def is_ready(request: Request) -> bool:
+    """Whether the sound is on disk, so that `speak` returns it at once."""
+    return _cache_path(request).exists()
 
 
 def prepare_bank(
@@ -109,12 +124,12 @@ def prepare_bank(
     on_progress(done, total) is called from the worker threads after each batch. An interrupted call
     loses at most the batches under way: call it again. Raises ConfigError as `speak` does.
     """
-    wanted = {path: request for request in requests if not (path := _cache_path(request)).exists()}
+    wanted = {_cache_path(request): request for request in requests if not is_ready(request)}
     by_engine: dict[str, list[Request]] = {}
     for request in wanted.values():
         by_engine.setdefault(request.voice.engine, []).append(request)
     batches = [
-        (engine, group[start : start + 32]) for engine, group in by_engine.items() for start in range(0, len(group), 32)
+        (engine, group[start : start + 16]) for engine, group in by_engine.items() for start in range(0, len(group), 16)
     ]
     done = 0
 

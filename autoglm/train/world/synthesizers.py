@@ -73,11 +73,11 @@ def read_wav(data: bytes) -> Sound:
 
 
 def run_program(arguments: list[str], *, stdin: bytes | None = None) -> None:
-    """Run an engine's program quietly at low priority; ConfigError names it when it fails."""
+    """Run an engine's program quietly; ConfigError names it when it fails."""
     name = Path(arguments[0]).name
     try:
         done = subprocess.run(
-            ["nice", "-n", "15", *arguments] if shutil.which("nice") else arguments,
+            arguments,
             input=stdin,
             stdin=subprocess.DEVNULL if stdin is None else None,
             stdout=subprocess.DEVNULL,
