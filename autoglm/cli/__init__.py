@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -244,6 +245,148 @@ def _pull(
     if name is None:
         raise ConfigError("name the model to pull; autoglm pull --list shows the names")
     pulling.pull_model(name)
+
+
+@app.command("pack")
+def _pack(
+    vision: Annotated[
+        Path, typer.Option(metavar="FILE", help="Image encoder: a PyTorch state dict (.pt, .bin) or safetensors.")
+    ],
+    audio: Annotated[Path | None, typer.Option(metavar="FILE", help="Audio encoder. Default: a model without.")] = None,
+    projectors: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Projectors and fusion, if in a file of their own.")
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option(min=32, help="Make new, untrained projectors for a decoder of this width.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Name of the model, written into the file.")] = "AutoGLM-Phone",
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Default: mmproj-NAME-Q8_0.gguf.")
+    ] = None,
+) -> None:
+    """Build an mmproj GGUF from encoder weights in files of their own."""
+    _need_extra("train")
+    from autoglm.cli import console
+    from autoglm.cli import pack as packing
+
+    console.set_up_logging("info")
+    packing.pack_encoders(packing.PackOptions(vision, audio, projectors, width, name, output))
+
+
+@app.command("train")
+def _train(
+    preset: Annotated[
+        str | None, typer.Argument(metavar="[PRESET]", help="The model to train, such as nano; --list shows them.")
+    ] = None,
+    stage: Annotated[
+        list[str] | None, typer.Option("--stage", metavar="NAME", help="Only this stage; repeatable. Default: all.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with stages that were begun.")] = False,
+    run_dir: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Checkpoints, metrics and plots. Default: runs/PRESET.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="Stop after this time with a checkpoint; --resume goes on.")
+    ] = None,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Walk through all stages with a tiny model, in minutes.")
+    ] = False,
+    list_all: Annotated[bool, typer.Option("--list", help="List presets with their sizes, and the stages.")] = False,
+) -> int:
+    """Train, compress and export a model from nothing. Several GPUs: torchrun -m autoglm train ..."""
+    _need_extra("train")
+    from autoglm.cli import console
+    from autoglm.cli import train as training
+
+    console.set_up_logging("info")
+    if list_all:
+        training.list_presets()
+        return 0
+    return training.run_training(
+        training.TrainOptions(
+            preset=preset, stages=tuple(stage or ()), resume=resume, run_dir=run_dir, minutes=minutes, smoke=smoke
+        )
+    )
+
+
+@app.command("eval")
+def _eval(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME=]PATH...", help="Text GGUF (its mmproj beside it), checkpoint, or a finished stage's folder."
+        ),
+    ] = None,
+    mmproj: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The GGUF's mmproj. Default: the mmproj-*.gguf beside it.")
+    ] = None,
+    examples: Annotated[
+        int | None, typer.Option("-n", "--examples", min=1, help="At most this many of each task. Default: all.")
+    ] = None,
+    task: Annotated[
+        list[str] | None, typer.Option("--task", metavar="NAME", help="Only this task; repeatable.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Which examples of the held-out world.")] = 0,
+    blank: Annotated[bool, typer.Option("--blank", help="Show grey screens: what is left was heard.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+) -> None:
+    """Measure models on the held-out set, as a table with 95 % intervals."""
+    _need_extra("train")
+    from autoglm.cli import console
+    from autoglm.cli import evaluate as evaluating
+
+    console.set_up_logging("info")
+    evaluating.run_evaluation(
+        evaluating.EvalOptions(
+            models=tuple(models or ()),
+            mmproj=mmproj,
+            examples=examples,
+            tasks=tuple(task or ()),
+            seed=seed,
+            blank=blank,
+            as_json=as_json,
+        )
+    )
+
+
+data_app = typer.Typer(no_args_is_help=True, help="Look at the generated world models learn from.")
+app.add_typer(data_app, name="data")
+
+
+@data_app.command("preview")
+def _data_preview(
+    folder: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where to write.")] = Path("preview"),
+    screens: Annotated[int, typer.Option(min=0, max=600, help="Screens on the contact sheet.")] = 12,
+    sounds: Annotated[int, typer.Option(min=0, max=600, help="Spoken commands.")] = 6,
+    split: Annotated[str, typer.Option(metavar="train|test", help="test shows what training never sees.")] = "train",
+    language: Annotated[str | None, typer.Option(metavar="zh|en", help="Default: both.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Another number, other screens and sounds.")] = 0,
+) -> None:
+    """Write a contact sheet of screens with their boxes, and a few spoken commands."""
+    _need_extra("train")
+    from autoglm.cli import console
+    from autoglm.cli import data as previewing
+
+    console.set_up_logging("info")
+    previewing.preview(
+        previewing.PreviewOptions(
+            folder=folder, screens=screens, sounds=sounds, split=split, language=language, seed=seed
+        )
+    )
+
+
+# What the extra brings that nothing else does; the first one missing is named.
+_EXTRA_MODULES = {"train": ("torch", "safetensors", "matplotlib", "PIL", "resvg_py")}
+
+
+def _need_extra(extra: str) -> None:
+    missing = [name for name in _EXTRA_MODULES[extra] if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"this command needs the extra '{extra}' ({missing[0]} is not installed). "
+            f"Mend: {sys.executable} -m pip install 'autoglm[{extra}]', or in the source folder "
+            f"{sys.executable} -m pip install '.[{extra}]'"
+        )
 
 
 def _log_level(text: str) -> str:
