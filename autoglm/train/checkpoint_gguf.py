@@ -17,6 +17,7 @@ from autoglm.formats.gguf import GGUFFile
 from autoglm.formats.quant_types import GGMLType, row_bytes
 from autoglm.formats.tensor_names import torch_name
 from autoglm.kernels import dequantize
+from autoglm.pack.type_plan import weight_type
 from autoglm.train.export import PROJECTOR_TYPE, check_state, rotary_row_order
 from autoglm.train.grids import GRID_TYPES, unpack
 from autoglm.train.model import (
@@ -27,7 +28,7 @@ from autoglm.train.model import (
     TextConfig,
     VisionConfig,
 )
-from autoglm.train.quantization import GRID_PREFIX, attach_qat, weight_type
+from autoglm.train.quantization import GRID_PREFIX, attach_qat
 from autoglm.train.tokenizer import NanoTokenizer
 
 

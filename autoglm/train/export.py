@@ -8,29 +8,32 @@ of their own (pack/).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import gguf
+import numpy as np
 import torch
 from torch import Tensor
 
 from autoglm.errors import ConfigError
 from autoglm.formats.quant_types import BLOCK, GGMLType
 from autoglm.formats.tensor_names import gguf_name
-from autoglm.train.grids import GRID_TYPES, fit_grid
+from autoglm.pack.gguf_writer import MetadataValue, StoredTensor, write_gguf
+from autoglm.pack.type_plan import weight_type
+from autoglm.train.grids import fit_grid
 from autoglm.train.model import AutoGLMPhone, PhoneConfig, TextConfig
-from autoglm.train.quantization import GRID_PREFIX, grid_of, weight_type
+from autoglm.train.quantization import GRID_PREFIX, grid_of
 
 MODEL_NAME = "AutoGLM-Phone-Nano"
 PROJECTOR_TYPE = "gcmf"
 # Raised when pictures or sounds are turned into encoder inputs in another way than before.
 PREPROCESSING_REVISION = 1
+# Which parameters go into which file.
+TEXT_PARTS = ("text.",)
+MMPROJ_PARTS = ("vision.", "vision_projector.", "audio.", "audio_projector.", "fusion.")
 _FILE_TYPE_Q8_0, _FILE_TYPE_Q4_K_M = 7, 15
 
-MetadataValue = str | int | float | bool | list[str] | list[int] | list[float]
 State = Mapping[str, Tensor]
 
 
@@ -44,14 +47,6 @@ class Exported:
     @property
     def nbytes(self) -> int:
         return self.text.stat().st_size + self.mmproj.stat().st_size
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor as the file holds it: u8 [rows, row bytes] of a quantized type, else f16 or f32 of any shape."""
-
-    data: Tensor
-    type: GGMLType
 
 
 def export_pair(
@@ -90,10 +85,10 @@ def export_text(
 
     compatible  give pruned layers a feed-forward part of zeros, for tools that insist on one
     """
-    check_state(state, config)
-    stored = store_tensors(state, config, ("text.",), importance)
+    check_state(state, config, TEXT_PARTS)
+    stored = store_tensors(state, config, TEXT_PARTS, importance)
     for part, heads in (("attn_q", config.text.num_heads), ("attn_k", config.text.num_kv_heads)):
-        order = rotary_row_order(config.text, heads)
+        order = rotary_row_order(config.text, heads).numpy()
         for layer in range(config.text.num_layers):
             for ending in ("weight", "bias"):
                 key = f"blk.{layer}.{part}.{ending}"
@@ -114,22 +109,25 @@ def export_mmproj(
     importance: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write encoders, projectors and fusion as one mmproj GGUF."""
-    check_state(state, config)
-    prefixes = ("vision.", "vision_projector.", "audio.", "audio_projector.", "fusion.")
-    stored = store_tensors(state, config, prefixes, importance)
+    check_state(state, config, MMPROJ_PARTS)
+    stored = store_tensors(state, config, MMPROJ_PARTS, importance)
     write_gguf(path, "clip", mmproj_metadata(config, name, stored), stored)
 
 
 # --- tensors -----------------------------------------------------------------------------------------------
 
 
-def check_state(state: State, config: PhoneConfig) -> None:
-    """Raises ConfigError unless `state` has exactly the parameters of `AutoGLMPhone(config)`, all finite."""
+def check_state(state: State, config: PhoneConfig, parts: tuple[str, ...] = TEXT_PARTS + MMPROJ_PARTS) -> None:
+    """Raises ConfigError unless `state` has exactly the parameters of `AutoGLMPhone(config)`, all finite.
+
+    parts  beginnings of the names that must be there; nothing may be there that belongs to no part at all
+    """
     with torch.device("meta"):
-        expected = {name: tuple(value.shape) for name, value in AutoGLMPhone(config).state_dict().items()}
+        whole = {name: tuple(value.shape) for name, value in AutoGLMPhone(config).state_dict().items()}
+    expected = {name: shape for name, shape in whole.items() if name.startswith(parts)}
     found = {name: tuple(v.shape) for name, v in state.items() if not name.rpartition(".")[2].startswith(GRID_PREFIX)}
     problems = [f"{name} is missing" for name in expected if name not in found]
-    problems += [f"{name} is no part of the model" for name in found if name not in expected]
+    problems += [f"{name} is no part of the model" for name in found if name not in whole]
     problems += [
         f"{name} has shape {list(found[name])}, expected {list(shape)}"
         for name, shape in expected.items()
@@ -168,9 +166,9 @@ def store_tensor(
 ) -> StoredTensor:
     """One parameter as the file holds it. Raises ConfigError if the grid in the state is one of another type."""
     if type_ == GGMLType.F32:
-        return StoredTensor(_as_stored_shape(name, value), type_)
+        return StoredTensor(_as_stored_shape(name, value).numpy(), type_)
     if type_ == GGMLType.F16:
-        return StoredTensor(_as_stored_shape(name, value).to(torch.float16), type_)
+        return StoredTensor(_as_stored_shape(name, value).to(torch.float16).numpy(), type_)
     shape = (value.shape[0], value.shape[1])
     grid = grid_of(state, name.removesuffix("weight"), type_, shape)
     if grid is None:
@@ -179,7 +177,7 @@ def store_tensor(
         raise ConfigError(
             f"{name}: the grid in the weights is not one of {type_.name}; attach QAT anew and train again"
         )
-    return StoredTensor(grid.pack(value), type_)
+    return StoredTensor(grid.pack(value).numpy(), type_)
 
 
 def _as_stored_shape(name: str, value: Tensor) -> Tensor:
@@ -212,7 +210,7 @@ def _silent_layers(text: TextConfig) -> dict[str, StoredTensor]:
             stored[gguf_name(name)] = store_tensor(name, torch.zeros(shape), type_, {})
         for norm in ("post_attention_layernorm", "post_mlp_layernorm"):
             name = gguf_name(f"text.layers.{layer}.{norm}.weight")
-            stored[name] = StoredTensor(torch.ones(text.hidden_size), GGMLType.F32)
+            stored[name] = StoredTensor(np.ones(text.hidden_size, np.float32), GGMLType.F32)
     return stored
 
 
@@ -289,7 +287,7 @@ def mmproj_metadata(config: PhoneConfig, name: str, stored: Mapping[str, StoredT
 
 
 def _general(name: str, kind: str, file_type: int, stored: Mapping[str, StoredTensor]) -> dict[str, MetadataValue]:
-    count = sum(num_elements(tensor) for tensor in stored.values())
+    count = sum(tensor.num_elements for tensor in stored.values())
     return {
         "general.type": kind,
         "general.name": name,
@@ -302,58 +300,7 @@ def _general(name: str, kind: str, file_type: int, stored: Mapping[str, StoredTe
     }
 
 
-def num_elements(tensor: StoredTensor) -> int:
-    """Weights in a stored tensor."""
-    if tensor.type not in GRID_TYPES:
-        return tensor.data.numel()
-    elements, block_bytes = BLOCK[tensor.type]
-    return tensor.data.numel() // block_bytes * elements
-
-
 def _checked(key: str, value: object) -> MetadataValue:
     if isinstance(value, str | int | float | list):
         return value
     raise ConfigError(f"metadata key {key} cannot hold a {type(value).__name__}")
-
-
-# --- the file ----------------------------------------------------------------------------------------------
-
-
-def write_gguf(
-    path: Path, architecture: str, metadata: Mapping[str, MetadataValue], stored: Mapping[str, StoredTensor]
-) -> None:
-    """Write one GGUF file whole or not at all. Raises ConfigError if the folder cannot be written."""
-    temporary = path.with_name(path.name + ".writing")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        writer = gguf.GGUFWriter(temporary, architecture)
-        for key, value in metadata.items():
-            _add_key(writer, key, value)
-        for name, tensor in stored.items():
-            quantized = tensor.type in GRID_TYPES
-            data = tensor.data.contiguous().numpy()
-            raw_type = gguf.GGMLQuantizationType(int(tensor.type)) if quantized else None
-            writer.add_tensor(name, data, raw_shape=data.shape if quantized else None, raw_dtype=raw_type)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ConfigError(
-            f"{path} cannot be written: {error.strerror or error}; name a folder you may write to"
-        ) from None
-
-
-def _add_key(writer: gguf.GGUFWriter, key: str, value: MetadataValue) -> None:
-    if isinstance(value, bool):  # before int: a bool is one in Python
-        writer.add_bool(key, value)
-    elif isinstance(value, int):
-        writer.add_uint32(key, value)
-    elif isinstance(value, float):
-        writer.add_float32(key, value)
-    elif isinstance(value, str):
-        writer.add_string(key, value)
-    else:
-        writer.add_array(key, value)

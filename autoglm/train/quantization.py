@@ -1,6 +1,6 @@
-"""Which weight gets which block type, and the layers that train on exactly those grids.
+"""Layers that train on exactly the grids their weights will be stored on.
 
-The plan is Q4_K_M for the decoder and Q8_0 for everything else (docs/format.md). `attach_qat` swaps every linear layer
+`attach_qat` swaps every linear layer
 and embedding for one that computes with the rounded weight and, before it, with the 8-bit activations of the CPU
 kernels; the parameters stay the same objects under the same names. A layer's grid is fitted once and then stands
 still, so that a weight can settle on a code; `refit` fits it anew. The grids are buffers (`grid_*`), hence part of the
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autoglm.errors import ConfigError
-from autoglm.formats.quant_types import BLOCK, GGMLType
+from autoglm.formats.quant_types import GGMLType
+from autoglm.pack.type_plan import weight_type
 from autoglm.train.grids import (
     GRID_TYPES,
     Flavour,
@@ -31,42 +32,6 @@ from autoglm.train.model import AutoGLMPhone
 
 GRID_PREFIX = "grid_"
 _GRID_PARTS = ("d", "dmin", "sc", "m")
-
-
-# --- the plan ----------------------------------------------------------------------------------------------
-
-
-def has_more_bits(layer: int, num_layers: int) -> bool:
-    """The layers whose attn_v and ffn_down Q4_K_M gives Q6_K: the first and last eighth and every third between."""
-    eighth = num_layers // 8
-    return layer < eighth or layer >= 7 * num_layers // 8 or (layer - eighth) % 3 == 2
-
-
-def weight_type(name: str, shape: tuple[int, ...], num_layers: int) -> GGMLType:
-    """The type a parameter of `AutoGLMPhone` is stored as; num_layers is the decoder's.
-
-    Matrices of linear layers and the token table are quantized; a row that is no whole number of Q4_K or Q6_K blocks
-    falls back to Q8_0, one that is no whole number of those to F16. The patch kernel is F16, all else F32.
-    """
-    if not name.endswith(".weight") or len(shape) != 2:
-        return GGMLType.F32
-    if name == "vision.patch_embed.weight":
-        return GGMLType.F16  # stored as the kernel [D, 3, 16, 16], whose rows of 16 fit no block
-    wanted = _text_type(name, num_layers) if name.startswith("text.") else GGMLType.Q8_0
-    for type_ in (wanted, GGMLType.Q8_0):
-        if shape[1] % BLOCK[type_][0] == 0:
-            return type_
-    return GGMLType.F16
-
-
-def _text_type(name: str, num_layers: int) -> GGMLType:
-    if name == "text.lm_head.weight":
-        return GGMLType.Q6_K
-    if name.endswith(("self_attn.v_proj.weight", "mlp.down_proj.weight")) and has_more_bits(
-        int(name.split(".")[2]), num_layers
-    ):
-        return GGMLType.Q6_K
-    return GGMLType.Q4_K
 
 
 # --- layers ------------------------------------------------------------------------------------------------

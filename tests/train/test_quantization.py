@@ -7,6 +7,7 @@ import torch
 
 from autoglm.errors import ConfigError
 from autoglm.formats.quant_types import GGMLType
+from autoglm.pack.type_plan import weight_type
 from autoglm.train import quantization as quant
 from autoglm.train.grids import dequantize, round_activations
 from autoglm.train.model import AutoGLMPhone, preset
@@ -18,7 +19,7 @@ Q4_K, Q6_K, Q8_0, F16, F32 = GGMLType.Q4_K, GGMLType.Q6_K, GGMLType.Q8_0, GGMLTy
 
 def test_plan_is_q4_k_m_and_q8_0() -> None:
     model = make_phone()
-    plan = {name: quant.weight_type(name, tuple(p.shape), 4) for name, p in model.named_parameters()}
+    plan = {name: weight_type(name, tuple(p.shape), 4) for name, p in model.named_parameters()}
     assert plan["text.embed_tokens.weight"] == Q4_K and plan["text.lm_head.weight"] == Q6_K
     assert plan["text.layers.1.self_attn.v_proj.weight"] == Q4_K
     assert plan["vision.patch_embed.weight"] == F16 and plan["vision.position_embedding"] == F32
@@ -38,13 +39,13 @@ def test_plan_of_the_decoder_is_what_llama_cpp_gives(num_layers: int) -> None:
             ("mlp.down_proj", "ffn_down"),
             ("self_attn.q_proj", "attn_q"),
         ):
-            found = quant.weight_type(f"text.layers.{layer}.{ours}.weight", (256, 768), num_layers)
+            found = weight_type(f"text.layers.{layer}.{ours}.weight", (256, 768), num_layers)
             assert int(found) == int(theirs(f"blk.{layer}.{part}.weight", 768))
 
 
 def test_rows_that_fill_no_block_fall_back() -> None:
-    assert quant.weight_type("text.layers.0.mlp.down_proj.weight", (256, 13696), 40) == Q8_0
-    assert quant.weight_type("audio.blocks.0.attn.q.weight", (144, 144), 4) == F16
+    assert weight_type("text.layers.0.mlp.down_proj.weight", (256, 13696), 40) == Q8_0
+    assert weight_type("audio.blocks.0.attn.q.weight", (144, 144), 4) == F16
 
 
 def test_attached_model_computes_with_what_the_file_will_hold() -> None:
