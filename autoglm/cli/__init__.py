@@ -329,6 +329,7 @@ def _eval(
     seed: Annotated[int, typer.Option(min=0, help="Which examples of the held-out world.")] = 0,
     blank: Annotated[bool, typer.Option("--blank", help="Show grey screens: what is left was heard.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the table for a model card.")] = False,
 ) -> None:
     """Measure models on the held-out set, as a table with 95 % intervals."""
     _need_extra("train")
@@ -345,6 +346,7 @@ def _eval(
             seed=seed,
             blank=blank,
             as_json=as_json,
+            as_markdown=as_markdown,
         )
     )
 
