@@ -1,94 +1,154 @@
-"""Fonts and icons of the generated screens: where they lie, which half of the world may use them, and their glyph masks.
+"""Fonts and icons of the generated screens: which half of the world uses which, and where they lie.
 
-Fonts come from Debian packages, icons from npm packages (scripts/install_train_assets.sh brings both, with
-their licences). Nothing is read at import. Masks are drawn once for a (face, size, text) and kept.
+Fonts come from Debian packages, icons from npm packages; scripts/install_train_assets.sh brings both. What is missing
+is replaced by stand-ins (see glyphs.py), which is enough to try the training program, not to train: `require_assets`
+is asked before that.
 """
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import platformdirs
-import resvg_py
-from PIL import Image, ImageDraw, ImageFont
 
 from autoglm.errors import ConfigError
 from autoglm.train.world.labels import Language
 from autoglm.train.world.split import Split
 
 INSTALLER = "scripts/install_train_assets.sh"
-ICON_MASTER_PX = 192
+_SYSTEM = Path("/")
+
+# Debian package of fonts -> licence of the fonts in it.
+FONT_LICENCES = {
+    "fonts-noto-cjk": "SIL OFL 1.1",
+    "fonts-wqy-microhei": "Apache-2.0 or GPL-3+ with font exception",
+    "fonts-wqy-zenhei": "GPL-2 with font embedding exception",
+    "fonts-droid-fallback": "Apache-2.0",
+    "fonts-arphic-uming": "Arphic Public License",
+    "fonts-arphic-ukai": "Arphic Public License",
+    "fonts-roboto-unhinted": "Apache-2.0",
+    "fonts-lato": "SIL OFL 1.1",
+    "fonts-dejavu-core": "Bitstream Vera licence",
+    "fonts-cantarell": "SIL OFL 1.1",
+    "fonts-liberation": "GPL-2 with font exception (1.x), SIL OFL 1.1 (2.x)",
+    "fonts-open-sans": "Apache-2.0",
+}
 
 
 @dataclass(frozen=True)
 class Face:
-    """One font file (and the face inside a collection), with how often it is drawn."""
+    """One font family: `regular` and `bold` are files below usr/share/fonts, `index` the face inside a collection.
+
+    `weight` is how often it is drawn. latin=False: the file has no digits and letters, so a text with any is drawn
+    in the split's first face.
+    """
 
     name: str
+    package: str
     regular: str
     bold: str
     index: int = 0
     weight: float = 1.0
-    latin: bool = True  # False: the file has no digits; a text with any is drawn in the split's first face
+    latin: bool = True
 
 
-_NOTO = "/usr/share/fonts/opentype/noto/"
-_TTF = "/usr/share/fonts/truetype/"
-_ROBOTO = _TTF + "roboto/unhinted/"
+def _face(name: str, package: str, files: str, *, index: int = 0, weight: float = 1.0, latin: bool = True) -> Face:
+    regular, _, bold = files.partition(" | ")
+    return Face(name, package, regular, bold or regular, index, weight, latin)
+
+
+_NOTO_SANS = "opentype/noto/NotoSansCJK-Regular.ttc | opentype/noto/NotoSansCJK-Bold.ttc"
+_NOTO_SERIF = "opentype/noto/NotoSerifCJK-Regular.ttc | opentype/noto/NotoSerifCJK-Bold.ttc"
+_ROBOTO = "truetype/roboto/unhinted/"
+_LIBERATION = "truetype/liberation/Liberation"
 # Held out as whole families: Zen Hei is drawn by other hands than Micro Hei (which is Droid's), Open Sans than Roboto.
 FACES: dict[tuple[Language, Split], tuple[Face, ...]] = {
     ("zh", "train"): (
-        Face("Noto Sans CJK SC", _NOTO + "NotoSansCJK-Regular.ttc", _NOTO + "NotoSansCJK-Bold.ttc", 2, 4.0),
-        Face("WenQuanYi Micro Hei", _TTF + "wqy/wqy-microhei.ttc", _TTF + "wqy/wqy-microhei.ttc", 0, 2.0),
-        Face("Droid Sans Fallback", _TTF + "droid/DroidSansFallbackFull.ttf", _TTF + "droid/DroidSansFallbackFull.ttf", 0, 2.0, False),
-        Face("Noto Serif CJK SC", _NOTO + "NotoSerifCJK-Regular.ttc", _NOTO + "NotoSerifCJK-Bold.ttc", 2, 1.5),
-        Face("AR PL UMing CN", _TTF + "arphic/uming.ttc", _TTF + "arphic/uming.ttc", 0, 0.4),
-        Face("AR PL UKai CN", _TTF + "arphic/ukai.ttc", _TTF + "arphic/ukai.ttc", 0, 0.4),
-    ),
-    ("zh", "test"): (Face("WenQuanYi Zen Hei", _TTF + "wqy/wqy-zenhei.ttc", _TTF + "wqy/wqy-zenhei.ttc"),),
-    ("en", "train"): (
-        Face("Roboto", _ROBOTO + "RobotoTTF/Roboto-Regular.ttf", _ROBOTO + "RobotoTTF/Roboto-Bold.ttf", 0, 4.0),
-        Face("Roboto Condensed", _ROBOTO + "RobotoCondensed-Regular.ttf", _ROBOTO + "RobotoCondensed-Bold.ttf"),
-        Face("Lato", _TTF + "lato/Lato-Regular.ttf", _TTF + "lato/Lato-Bold.ttf", 0, 2.0),
-        Face("DejaVu Sans", _TTF + "dejavu/DejaVuSans.ttf", _TTF + "dejavu/DejaVuSans-Bold.ttf"),
-        Face(
-            "Cantarell",
-            "/usr/share/fonts/opentype/cantarell/Cantarell-Regular.otf",
-            "/usr/share/fonts/opentype/cantarell/Cantarell-Bold.otf",
+        _face("Noto Sans CJK SC", "fonts-noto-cjk", _NOTO_SANS, index=2, weight=4),
+        _face("WenQuanYi Micro Hei", "fonts-wqy-microhei", "truetype/wqy/wqy-microhei.ttc", weight=2),
+        _face(
+            "Droid Sans Fallback",
+            "fonts-droid-fallback",
+            "truetype/droid/DroidSansFallbackFull.ttf",
+            weight=2,
+            latin=False,
         ),
-        Face("Noto Sans CJK SC", _NOTO + "NotoSansCJK-Regular.ttc", _NOTO + "NotoSansCJK-Bold.ttc", 2),
-        Face("Liberation Serif", _TTF + "liberation/LiberationSerif-Regular.ttf", _TTF + "liberation/LiberationSerif-Bold.ttf", 0, 0.5),
+        _face("Noto Serif CJK SC", "fonts-noto-cjk", _NOTO_SERIF, index=2, weight=1.5),
+        _face("AR PL UMing CN", "fonts-arphic-uming", "truetype/arphic/uming.ttc", weight=0.4),
+        _face("AR PL UKai CN", "fonts-arphic-ukai", "truetype/arphic/ukai.ttc", weight=0.4),
+    ),
+    ("zh", "test"): (_face("WenQuanYi Zen Hei", "fonts-wqy-zenhei", "truetype/wqy/wqy-zenhei.ttc"),),
+    ("en", "train"): (
+        _face(
+            "Roboto",
+            "fonts-roboto-unhinted",
+            f"{_ROBOTO}RobotoTTF/Roboto-Regular.ttf | {_ROBOTO}RobotoTTF/Roboto-Bold.ttf",
+            weight=4,
+        ),
+        _face(
+            "Roboto Condensed",
+            "fonts-roboto-unhinted",
+            f"{_ROBOTO}RobotoCondensed-Regular.ttf | {_ROBOTO}RobotoCondensed-Bold.ttf",
+        ),
+        _face("Lato", "fonts-lato", "truetype/lato/Lato-Regular.ttf | truetype/lato/Lato-Bold.ttf", weight=2),
+        _face(
+            "DejaVu Sans", "fonts-dejavu-core", "truetype/dejavu/DejaVuSans.ttf | truetype/dejavu/DejaVuSans-Bold.ttf"
+        ),
+        _face(
+            "Cantarell",
+            "fonts-cantarell",
+            "opentype/cantarell/Cantarell-Regular.otf | opentype/cantarell/Cantarell-Bold.otf",
+        ),
+        _face("Noto Sans CJK SC", "fonts-noto-cjk", _NOTO_SANS, index=2),
+        _face(
+            "Liberation Serif",
+            "fonts-liberation",
+            f"{_LIBERATION}Serif-Regular.ttf | {_LIBERATION}Serif-Bold.ttf",
+            weight=0.5,
+        ),
     ),
     ("en", "test"): (
-        Face("Open Sans", _TTF + "open-sans/OpenSans-Regular.ttf", _TTF + "open-sans/OpenSans-Bold.ttf", 0, 2.0),
-        Face("Liberation Sans", _TTF + "liberation/LiberationSans-Regular.ttf", _TTF + "liberation/LiberationSans-Bold.ttf"),
+        _face(
+            "Open Sans",
+            "fonts-open-sans",
+            "truetype/open-sans/OpenSans-Regular.ttf | truetype/open-sans/OpenSans-Bold.ttf",
+            weight=2,
+        ),
+        _face("Liberation Sans", "fonts-liberation", f"{_LIBERATION}Sans-Regular.ttf | {_LIBERATION}Sans-Bold.ttf"),
     ),
 }
 
 
 @dataclass(frozen=True)
 class IconSet:
-    """One npm package of SVG icons; `pattern` is where an icon's name becomes a file."""
+    """One npm package of SVG icons; `pattern` is where an icon's name becomes a file below node_modules."""
 
     name: str
+    package: str
+    version: str
     licence: str
     pattern: str
 
 
-ICON_SETS: tuple[IconSet, ...] = (
-    IconSet("lucide", "ISC", "lucide-static/icons/{}.svg"),
-    IconSet("tabler", "MIT", "@tabler/icons/icons/outline/{}.svg"),
-    IconSet("mdi", "Apache-2.0", "@mdi/svg/svg/{}.svg"),
-    IconSet("bootstrap", "MIT", "bootstrap-icons/icons/{}.svg"),
-    IconSet("remix", "Remix Icon License 1.0 (Apache-2.0 before 4.7)", "remixicon/icons/{}.svg"),
-    IconSet("phosphor", "MIT", "@phosphor-icons/core/assets/regular/{}.svg"),
-)
-SETS_OF: dict[Split, tuple[str, ...]] = {"train": ("lucide", "tabler", "mdi", "bootstrap", "remix"), "test": ("phosphor",)}
+ICON_SETS: dict[str, IconSet] = {
+    entry.name: entry
+    for entry in (
+        IconSet("lucide", "lucide-static", "1.62.0", "ISC", "lucide-static/icons/{}.svg"),
+        IconSet("tabler", "@tabler/icons", "3.51.0", "MIT", "@tabler/icons/icons/outline/{}.svg"),
+        IconSet("mdi", "@mdi/svg", "7.4.47", "Apache-2.0", "@mdi/svg/svg/{}.svg"),
+        IconSet("bootstrap", "bootstrap-icons", "1.13.2", "MIT", "bootstrap-icons/icons/{}.svg"),
+        # The last version under a common licence; later ones have one of their own.
+        IconSet("remix", "remixicon", "4.6.0", "Apache-2.0", "remixicon/icons/{}.svg"),
+        IconSet("phosphor", "@phosphor-icons/core", "2.1.1", "MIT", "@phosphor-icons/core/assets/regular/{}.svg"),
+    )
+}
+SETS_OF: dict[Split, tuple[str, ...]] = {
+    "train": ("lucide", "tabler", "mdi", "bootstrap", "remix"),
+    "test": ("phosphor",),
+}
 
-# Lucide's name (the key used in labels.py) in each other set; "-" where a set has nothing like it and Lucide's is drawn.
+# Lucide's name (the key used in labels.py) in each other set; "-": the set has nothing like it, Lucide's is drawn.
 ICONS: dict[str, dict[str, str]] = {}
 for _row in """
     message-circle | message-circle | message-outline | chat | Communication/message-3-line | chat-circle
@@ -152,63 +212,69 @@ for _row in """
     armchair | armchair | sofa-single-outline | - | Others/armchair-line | armchair
 """.strip().splitlines():
     _stem, _tabler, _mdi, _bootstrap, _remix, _phosphor = (cell.strip() for cell in _row.split("|"))
-    ICONS[_stem] = {"lucide": _stem, "tabler": _tabler, "mdi": _mdi, "bootstrap": _bootstrap, "remix": _remix, "phosphor": _phosphor}
+    ICONS[_stem] = {
+        "lucide": _stem,
+        "tabler": _tabler,
+        "mdi": _mdi,
+        "bootstrap": _bootstrap,
+        "remix": _remix,
+        "phosphor": _phosphor,
+    }
 
 
 def assets_dir() -> Path:
-    """Where the installer puts what is not a Debian package."""
+    """The folder of what the system does not hold: npm's node_modules, Debian packages unpacked without root."""
     return Path(platformdirs.user_cache_dir("autoglm", appauthor=False)) / "train-assets"
 
 
-@lru_cache(maxsize=1024)
-def _font(path: str, index: int, half_px: int) -> ImageFont.FreeTypeFont:
-    try:
-        return ImageFont.truetype(path, half_px / 2, index=index, layout_engine=ImageFont.Layout.BASIC)
-    except OSError as error:
-        raise ConfigError(f"font {Path(path).name} cannot be opened ({error}); run {INSTALLER}") from error
+def font_file(name: str) -> Path | None:
+    """The file of a face's `regular` or `bold`, None when it is not installed."""
+    for root in (_SYSTEM, assets_dir() / "debian"):
+        path = root / "usr/share/fonts" / name
+        if path.is_file():
+            return path
+    return None
 
 
-@dataclass(frozen=True)
-class Glyphs:
-    """A drawn text or icon: `mask` cropped to its ink, `left`/`top` from the pen origin (text: left end of the middle line)."""
-
-    mask: Image.Image
-    left: int
-    top: int
-    advance: float
+def icon_file(icon_set: str, stem: str) -> Path | None:
+    """The SVG of an icon in a set (Lucide's where the set has none), None when the package is not installed."""
+    name = ICONS[stem][icon_set]
+    entry = ICON_SETS[icon_set if name != "-" else "lucide"]
+    path = assets_dir() / "node_modules" / entry.pattern.format(name if name != "-" else stem)
+    return path if path.is_file() else None
 
 
-@lru_cache(maxsize=30_000)
-def text_glyphs(path: str, index: int, half_px: int, text: str) -> Glyphs:
-    """The mask of `text` at half_px / 2 pixels; the origin is the left end on the line halfway up a capital letter."""
-    font = _font(path, index, half_px)
-    advance = font.getlength(text)
-    pad = half_px
-    baseline = pad + half_px
-    canvas = Image.new("L", (int(advance) + 2 * pad, baseline + half_px))
-    ImageDraw.Draw(canvas).text((pad, baseline), text, font=font, fill=255, anchor="ls")
-    box = canvas.getbbox() or (pad, baseline, pad + 1, baseline + 1)
-    # 0.36 em up the baseline is the middle of capitals and, within 0.02 em, of ideographs.
-    return Glyphs(canvas.crop(box), box[0] - pad, round(box[1] - baseline + 0.18 * half_px), advance)
+def missing_assets() -> tuple[str, ...]:
+    """The packages of fonts and icons that are not installed, or not whole."""
+    faces = [face for split_faces in FACES.values() for face in split_faces]
+    missing = {face.package for face in faces if font_file(face.regular) is None or font_file(face.bold) is None}
+    for name, entry in ICON_SETS.items():
+        if any(icon_file(name, stem) is None for stem, names in ICONS.items() if names[name] != "-"):
+            missing.add(entry.package)
+    return tuple(sorted(missing))
 
 
-@lru_cache(maxsize=2048)
-def _icon_master(icon_set: str, stem: str) -> Image.Image:
-    names = ICONS[stem]
-    used = icon_set if names[icon_set] != "-" else "lucide"
-    pattern = next(entry.pattern for entry in ICON_SETS if entry.name == used)
-    path = assets_dir() / "node_modules" / pattern.format(names[used])
-    try:
-        svg = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"icon {names[used]} of the set {used} is not installed; run {INSTALLER}") from error
-    png = resvg_py.svg_to_bytes(svg_string=svg, width=ICON_MASTER_PX, height=ICON_MASTER_PX, skip_system_fonts=True)
-    return Image.open(io.BytesIO(bytes(png))).convert("RGBA").getchannel("A")
+def require_assets() -> None:
+    """Raise ConfigError unless every font and icon is there: a model trained on stand-ins cannot read a phone."""
+    missing = missing_assets()
+    if missing:
+        raise ConfigError(
+            f"fonts or icons to draw screens with are not installed: {', '.join(missing)}. Mend: sh {INSTALLER}"
+        )
 
 
-@lru_cache(maxsize=20_000)
-def icon_glyphs(icon_set: str, stem: str, size_px: int) -> Glyphs:
-    """The mask of an icon in a square of size_px; the origin is the square's upper left corner."""
-    mask = _icon_master(icon_set, stem).resize((size_px, size_px), Image.Resampling.LANCZOS)
-    box = mask.getbbox() or (0, 0, 1, 1)
-    return Glyphs(mask.crop(box), box[0], box[1], float(size_px))
+def licence_table() -> str:
+    """Fonts and icons as a Markdown table for the model card."""
+    owners: dict[str, set[str]] = {}
+    for (_, split), faces in FACES.items():
+        for face in faces:
+            owners.setdefault(face.package, set()).add(split)
+    for split, sets in SETS_OF.items():
+        for name in sets:
+            owners.setdefault(f"{ICON_SETS[name].package} {ICON_SETS[name].version}", set()).add(split)
+    licences = FONT_LICENCES | {f"{entry.package} {entry.version}": entry.licence for entry in ICON_SETS.values()}
+    rows = ["| package | from | licence | seen in |", "| --- | --- | --- | --- |"]
+    for package, licence in licences.items():
+        source = "Debian" if package in FONT_LICENCES else "npm"
+        rows.append(f"| {package} | {source} | {licence} | {', '.join(sorted(owners[package], reverse=True))} |")
+    return "\n".join(rows)

@@ -1,4 +1,4 @@
-"""A drawing surface measured in 1/1080 of the screen's width, which remembers the box and the ink of what is named on it.
+"""A drawing surface in units of 1/1080 of the width, which remembers where each named thing lies.
 
 A page is laid out once in these units, so the same page drawn at 448 pixels is the full one shrunk,
 up to the rounding of glyphs. Ink boxes come from the masks that were pasted, not from font metrics.
@@ -12,7 +12,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from autoglm.train.world.assets import FACES, Face, Glyphs, icon_glyphs, text_glyphs
+from autoglm.train.world.assets import FACES, Face
+from autoglm.train.world.glyphs import Glyphs, icon_glyphs, text_glyphs
 from autoglm.train.world.labels import Label, Language
 from autoglm.train.world.split import Split
 
@@ -140,7 +141,9 @@ class Canvas:
         face = self.style.face
         if not face.latin and any(ord(letter) < 0x2E80 for letter in text):  # digits and brackets of filler
             face = FACES[(self.style.language, self.style.split)][0]
-        return text_glyphs(face.bold if bold or self.style.heavy else face.regular, face.index, self._half_px(size), text)
+        return text_glyphs(
+            face.bold if bold or self.style.heavy else face.regular, face.index, self._half_px(size), text
+        )
 
     def text_width(self, text: str, size: float, *, bold: bool = False) -> float:
         """The advance of `text` in units."""

@@ -1,4 +1,4 @@
-"""What pages share: facts of a page, status bar, title bar, app icons, buttons, text fields, tab bar, keyboard and spinner."""
+"""What pages share: status and title bar, app icons, buttons, text fields, tab bar, keyboard, spinner."""
 
 from __future__ import annotations
 
@@ -107,7 +107,9 @@ def title_bar(canvas: Canvas, app: Label, *, actions: Sequence[Label] = ()) -> f
         back_arrow(canvas, middle, style.text)
         x += 62
     if centered:
-        inks.append(canvas.text((UNITS / 2, middle), app.text(style.language), size, style.text, align="center", bold=True))
+        inks.append(
+            canvas.text((UNITS / 2, middle), app.text(style.language), size, style.text, align="center", bold=True)
+        )
     else:
         if canvas.chance(0.35):
             inks.append(app_icon(canvas, app, (x + 46, middle), 92))
@@ -138,7 +140,9 @@ def app_icon(canvas: Canvas, app: Label, center: tuple[float, float], size: floa
     return box
 
 
-def button(canvas: Canvas, named: Label, box: Box, *, filled: bool, size: float, bare: bool = False, icon: bool = False) -> None:
+def button(
+    canvas: Canvas, named: Label, box: Box, *, filled: bool, size: float, bare: bool = False, icon: bool = False
+) -> None:
     """A button with its words in the middle: filled, outlined by a pale tile, or bare words."""
     style = canvas.style
     middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
@@ -180,13 +184,17 @@ def tab_bar(canvas: Canvas) -> float:
     canvas.rect((0, top, UNITS, top + 3), style.line)
     for step in range(4):
         x = UNITS * (step + 0.5) / 4
-        canvas.rect((x - 34, top + 38, x + 34, top + 106), style.accent if step == 0 else style.secondary, 20 + 14 * (step % 2))
+        canvas.rect(
+            (x - 34, top + 38, x + 34, top + 106), style.accent if step == 0 else style.secondary, 20 + 14 * (step % 2)
+        )
     return top
 
 
 def keyboard(canvas: Canvas) -> float:
     """The on-screen keyboard along the lower edge; returns its upper edge."""
-    picture = _keyboard_picture(canvas.width_px, replace(canvas.style, background=(0, 0, 0), accent=(0, 0, 0)), canvas.integer(0, 3))
+    picture = _keyboard_picture(
+        canvas.width_px, replace(canvas.style, background=(0, 0, 0), accent=(0, 0, 0)), canvas.integer(0, 3)
+    )
     top_px = canvas.height_px - picture.height
     canvas.image.paste(picture, (0, top_px))
     return top_px / canvas.scale
@@ -198,7 +206,9 @@ def _keyboard_picture(width_px: int, style: Style, variant: int) -> Image.Image:
     key: Color = (78, 79, 84) if style.dark else (252, 252, 254)
     ink: Color = (240, 240, 240) if style.dark else (30, 30, 32)
     height = KEYBOARD_HEIGHT + 20 * variant
-    board = Canvas(width_px, round(height * width_px / UNITS), replace(style, background=back), rng_for("train", "keyboard"))
+    board = Canvas(
+        width_px, round(height * width_px / UNITS), replace(style, background=back), rng_for("train", "keyboard")
+    )
     step = (height - 80) / 4
     for row, letters in enumerate(("qwertyuiop", "asdfghjkl", "zxcvbnm")):
         wide = UNITS / 10

@@ -41,22 +41,42 @@ SEARCHED: dict[str, tuple[Label, ...]] = {
     "wechat": CONTACTS,
 }
 SHOPS = ("taobao", "meituan", "store")
-LOADING_APPS = {"wechat": "chat_list", "taobao": "shop", "meituan": "shop", "store": "shop", "browser": "search_page", "settings": "settings_list"}
+LOADING_APPS = {
+    "wechat": "chat_list",
+    "taobao": "shop",
+    "meituan": "shop",
+    "store": "shop",
+    "browser": "search_page",
+    "settings": "settings_list",
+}
 
 
-def _avatar(canvas: Canvas, who: Label, center: tuple[float, float], size: float) -> Box:
+def _hue(canvas: Canvas, who: Label) -> float:
+    """A portrait's colour; half of them say nothing of whose they are, so that names are read."""
+    return hue_of(who) if canvas.chance(0.5) else canvas.uniform(0, 1)
+
+
+def _avatar(canvas: Canvas, hue: float, center: tuple[float, float], size: float) -> Box:
     half = size / 2
     box = (center[0] - half, center[1] - half, center[0] + half, center[1] + half)
-    canvas.rect(box, hsv(hue_of(who), 0.5, 0.75), canvas.style.radius * size)
-    canvas.rect((center[0] - size * 0.16, center[1] - size * 0.3, center[0] + size * 0.16, center[1] + size * 0.02), WHITE, size * 0.16)
-    canvas.rect((center[0] - size * 0.28, center[1] + size * 0.08, center[0] + size * 0.28, center[1] + size * 0.34), WHITE, size * 0.2)
+    canvas.rect(box, hsv(hue, 0.5, 0.75), canvas.style.radius * size)
+    canvas.rect(
+        (center[0] - size * 0.16, center[1] - size * 0.3, center[0] + size * 0.16, center[1] + size * 0.02),
+        WHITE,
+        size * 0.16,
+    )
+    canvas.rect(
+        (center[0] - size * 0.28, center[1] + size * 0.08, center[0] + size * 0.28, center[1] + size * 0.34),
+        WHITE,
+        size * 0.2,
+    )
     return box
 
 
 def _picture(canvas: Canvas, named: Label, center: tuple[float, float], size: float) -> Box:
     """The small picture before a row's text, after the thing's kind."""
     if named.kind == "contact":
-        return _avatar(canvas, named, center, size)
+        return _avatar(canvas, _hue(canvas, named), center, size)
     if named.kind == "app":
         return app_icon(canvas, named, center, size)
     assert named.icon is not None
@@ -75,7 +95,12 @@ def search_page(canvas: Canvas) -> PageState:
     size = 50 * style.font_scale
     room = 130.0 if icon_only else canvas.text_width(find.text(style.language), size, bold=True) + 70
     field = (MARGIN, top + 10, UNITS - MARGIN - room, top + 10 + height)
-    text_field(canvas, field, focused=focused, hint=words(canvas, "输入内容|想找什么？|请输入", "Type here|What are you looking for?|Enter words"))
+    text_field(
+        canvas,
+        field,
+        focused=focused,
+        hint=words(canvas, "输入内容|想找什么？|请输入", "Type here|What are you looking for?|Enter words"),
+    )
     box = (field[2] + 10, field[1], UNITS - MARGIN + 10, field[3])
     if icon_only:
         assert find.icon is not None
@@ -104,14 +129,18 @@ def _results(canvas: Canvas, found: Sequence[Label], top: float, bottom: float) 
             x += 100 + 36
         inks.append(canvas.text((x, middle), named.text(style.language), size, style.text))
         if canvas.chance(0.5):
-            detail = words(canvas, "热门|附近|{n} 条|新".replace("{n}", str(canvas.integer(2, 99))), f"{canvas.integer(2, 99)} hits|popular|nearby")
+            detail = words(
+                canvas,
+                "热门|附近|{n} 条|新".replace("{n}", str(canvas.integer(2, 99))),
+                f"{canvas.integer(2, 99)} hits|popular|nearby",
+            )
             canvas.text((UNITS - MARGIN, middle), detail, 40, style.secondary, align="right")
         canvas.rect((x, y + row - 3, UNITS - MARGIN, y + row), style.line)
         canvas.element(named, "row", (0, y, UNITS, y + row), inks)
 
 
-PREVIEWS_ZH = "明天几点出发？|文件收到了|周末一起爬山|[图片]|今天真热|哈哈哈|记得带伞|在路上了吗"
-PREVIEWS_EN = "What time tomorrow?|Got the papers|Hiking on Sunday?|[Picture]|So hot today|Ha ha ha|Take an umbrella|Where are you?"
+PREVIEWS_ZH = "明天几点出发？|材料收到了|周末一起爬山|[图片]|今天真热|哈哈哈|记得带伞|在路上了吗"
+PREVIEWS_EN = "What time tomorrow?|Got the papers|Hiking on Sunday?|[Picture]|So hot today|Ha ha ha|Where are you?"
 
 
 def chat_list(canvas: Canvas) -> PageState:
@@ -128,19 +157,21 @@ def chat_list(canvas: Canvas) -> PageState:
     for index, who in enumerate(draw_some(canvas, CONTACTS, count)):
         y = top + index * row
         middle = y + row / 2
-        inks = [_avatar(canvas, who, (MARGIN + 68, middle), 136)]
+        _avatar(canvas, _hue(canvas, who), (MARGIN + 68, middle), 136)
         x = MARGIN + 136 + 40
-        inks.append(canvas.text((x, middle - (38 if previews else 0)), who.text(style.language), size, style.text, bold=canvas.chance(0.3)))
+        ink = canvas.text(
+            (x, middle - (38 if previews else 0)), who.text(style.language), size, style.text, bold=canvas.chance(0.3)
+        )
         if previews:
             canvas.text((x, middle + 46), words(canvas, PREVIEWS_ZH, PREVIEWS_EN), 40, style.secondary)
         canvas.text((UNITS - MARGIN, middle - 36), clock_time(canvas), 38, style.secondary, align="right")
         canvas.rect((x, y + row - 3, UNITS, y + row), style.line)
-        canvas.element(who, "row", (0, y, UNITS, y + row), inks)
+        canvas.element(who, "row", (0, y, UNITS, y + row), [ink])
     return PageState(label("page", "chat_list"), app)
 
 
 def chat(canvas: Canvas) -> PageState:
-    """A talk with one person: name above, bubbles, a text field and a send button; with the field focused, a keyboard."""
+    """A talk with one person: name, bubbles, a text field and a send button; with the field focused, a keyboard."""
     style = canvas.style
     app = label("app", "wechat")
     middle = STATUS_HEIGHT + 75
@@ -187,6 +218,7 @@ def _bubbles(canvas: Canvas, who: Label, top: float, bottom: float) -> None:
     step = canvas.uniform(190, 230)
     count = min(int((bottom - top) / step), canvas.integer(2, 6), len(MESSAGES))
     mine_color = hsv(0.3 if canvas.chance(0.5) else canvas.uniform(0, 1), 0.45, 0.45 if style.dark else 0.9)
+    portrait = _hue(canvas, who)
     for index, message in enumerate(draw_some(canvas, MESSAGES, count)):
         middle = top + index * step + step / 2
         mine = canvas.chance(0.5)
@@ -197,7 +229,7 @@ def _bubbles(canvas: Canvas, who: Label, top: float, bottom: float) -> None:
             canvas.rect((avatar_x - 55, middle - 55, avatar_x + 55, middle + 55), style.secondary, style.radius * 110)
             box = (avatar_x - 85 - width, middle - 75, avatar_x - 85, middle + 75)
         else:
-            _avatar(canvas, who, (avatar_x, middle), 110)
+            _avatar(canvas, portrait, (avatar_x, middle), 110)
             box = (avatar_x + 85, middle - 75, avatar_x + 85 + width, middle + 75)
         canvas.rect(box, mine_color if mine else style.surface, 20 + 40 * style.radius)
         ink = canvas.text((box[0] + 45, middle), text, size, style.text)
@@ -268,7 +300,9 @@ def _thing(canvas: Canvas, app: Label) -> None:
         box = (x, bar + 10, x + width, canvas.height - 10)
         icon = canvas.icon(favorite.icon, (x + width / 2, bar + 66), 76, style.text)
         text = favorite.text(style.language)
-        word = canvas.text((x + width / 2, bar + 142), text, canvas.fit(text, 44, width - 10), style.text, align="center")
+        word = canvas.text(
+            (x + width / 2, bar + 142), text, canvas.fit(text, 44, width - 10), style.text, align="center"
+        )
         canvas.element(favorite, "button", box, [icon, word])
         x += width + 10
     pair = [label("button", "cart"), label("button", "buy")] if canvas.chance(0.75) else [label("button", "buy")]

@@ -36,7 +36,9 @@ DIALOG_BUTTONS = (
 )
 
 
-def _launcher_cell(canvas: Canvas, app: Label, cell: Box, icon_size: float, text_size: float, *, tint: float | None) -> None:
+def _launcher_cell(
+    canvas: Canvas, app: Label, cell: Box, icon_size: float, text_size: float, *, tint: float | None
+) -> None:
     style = canvas.style
     x = (cell[0] + cell[2]) / 2 + canvas.uniform(-4, 4)
     named = text_size > 0
@@ -47,12 +49,14 @@ def _launcher_cell(canvas: Canvas, app: Label, cell: Box, icon_size: float, text
         text = app.text(style.language)
         size = canvas.fit(text, text_size, cell[2] - cell[0] - 16)
         color, shadow = (WHITE, (20, 20, 24)) if style.dark else (INK_ON_LIGHT, None)
-        inks.append(canvas.text((x, top + icon_size + text_size * 0.95), text, size, color, align="center", shadow=shadow))
+        inks.append(
+            canvas.text((x, top + icon_size + text_size * 0.95), text, size, color, align="center", shadow=shadow)
+        )
     canvas.element(app, "app", cell, inks)
 
 
 def launcher(canvas: Canvas) -> PageState:
-    """A wallpaper, a grid of 12 to 20 apps and a dock of four more; half of the docks have no names under the icons."""
+    """A wallpaper, a grid of 12 to 20 apps and a dock of four more, at times without names."""
     style = canvas.style
     canvas.image.paste(draw_wallpaper(canvas.rng, style.split, canvas.image.size, dark=style.dark), (0, 0))
     ink = WHITE if style.dark else INK_ON_LIGHT
@@ -81,10 +85,17 @@ def launcher(canvas: Canvas) -> PageState:
         if canvas.chance(0.6):
             shade = 40 if style.dark else 235
             canvas.rect((30, y, UNITS - 30, canvas.height - 40), (shade, shade, shade + 8), 70)
-        named = canvas.chance(0.6)
+        named = canvas.chance(0.8)
         for index, app in enumerate(dock):
             x = 30 + index * 255
-            _launcher_cell(canvas, app, (x, y, x + 255, canvas.height - 40), icon_size * 0.95, text_size if named else 0.0, tint=shared)
+            _launcher_cell(
+                canvas,
+                app,
+                (x, y, x + 255, canvas.height - 40),
+                icon_size * 0.95,
+                text_size if named else 0.0,
+                tint=shared,
+            )
     return PageState(label("page", "launcher"), None)
 
 
@@ -181,14 +192,29 @@ def dialog(canvas: Canvas, below: PageState) -> PageState:
     canvas.elements = _elements_below(canvas, panel)
     canvas.rect(panel, style.surface, 30 + 60 * style.radius)
     _dialog_title(canvas, app, panel, title_height)
-    sentence = words(canvas, "需要你的选择|要继续吗？|此操作需要确认|请选择下一步", "Do you want to continue?|Please make a choice|This needs your answer")
+    sentence = words(
+        canvas,
+        "需要你的选择|要继续吗？|此操作需要确认|请选择下一步",
+        "Do you want to continue?|Please make a choice|This needs your answer",
+    )
     width = panel[2] - panel[0]
-    canvas.text((UNITS / 2, top + title_height + 40), sentence, canvas.fit(sentence, 48, width - 80), style.secondary, align="center")
+    canvas.text(
+        (UNITS / 2, top + title_height + 40),
+        sentence,
+        canvas.fit(sentence, 48, width - 80),
+        style.secondary,
+        align="center",
+    )
     y = top + title_height + text_height
     bare = canvas.chance(0.25)
     for index, named in enumerate(buttons):
         if stacked:
-            box = (panel[0] + 40, y + index * (button_height + 20), panel[2] - 40, y + index * (button_height + 20) + button_height)
+            box = (
+                panel[0] + 40,
+                y + index * (button_height + 20),
+                panel[2] - 40,
+                y + index * (button_height + 20) + button_height,
+            )
         else:
             each = (width - 40) / len(buttons)
             box = (panel[0] + 20 + index * each + 10, y, panel[0] + 20 + (index + 1) * each - 10, y + button_height)

@@ -6,11 +6,12 @@ import colorsys
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from autoglm.train.world.split import Split
 
-Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+Array = NDArray[np.float32]
 GRID = (80, 36)  # rows, columns of the pattern before it is blown up
 
 
@@ -44,7 +45,7 @@ def _grain(rng: np.random.Generator) -> Array:
 
 def _stripes(rng: np.random.Generator) -> Array:
     along, _ = _axes(rng)
-    return (np.floor(along * float(rng.uniform(3, 7))) % 2).astype(np.float32) * 0.6 + 0.2
+    return np.asarray(np.floor(along * float(rng.uniform(3, 7))) % 2 * 0.6 + 0.2, dtype=np.float32)
 
 
 def _discs(rng: np.random.Generator) -> Array:
@@ -61,13 +62,13 @@ def _rings(rng: np.random.Generator) -> Array:
     rows, columns = GRID
     y, x = np.mgrid[0:rows, 0:columns].astype(np.float32) / columns
     distance = np.hypot(x - rng.uniform(0, 1), y - rng.uniform(0, 2))
-    return (0.5 + 0.5 * np.sin(distance * float(rng.uniform(8, 16)))).astype(np.float32)
+    return np.asarray(0.5 + 0.5 * np.sin(distance * float(rng.uniform(8, 16))), dtype=np.float32)
 
 
 def _facets(rng: np.random.Generator) -> Array:
     along, across = _axes(rng)
     count = float(rng.uniform(3, 6))
-    return (((np.floor(along * count) + np.floor(across * count)) % 3) / 2).astype(np.float32)
+    return np.asarray((np.floor(along * count) + np.floor(across * count)) % 3 / 2, dtype=np.float32)
 
 
 KINDS: dict[Split, tuple[Callable[[np.random.Generator], Array], ...]] = {
@@ -84,6 +85,6 @@ def draw_wallpaper(rng: np.random.Generator, split: Split, size: tuple[int, int]
     low = float(rng.uniform(0.08, 0.3)) if dark else float(rng.uniform(0.62, 0.78))
     saturation = float(rng.uniform(0.1, 0.7)) * (1.0 if dark else 0.45)
     first = np.array(hsv(hue, saturation, low), dtype=np.float32)
-    second = np.array(hsv(hue + float(rng.uniform(-0.2, 0.2)), saturation, low + contrast), dtype=np.float32)
+    second = np.array(hsv(hue + float(rng.uniform(-0.2, 0.2)), saturation, min(low + contrast, 1.0)), dtype=np.float32)
     tiles = (first + (second - first) * pattern).astype(np.uint8)
     return Image.fromarray(tiles).resize(size, Image.Resampling.BILINEAR)
