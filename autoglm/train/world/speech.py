@@ -176,7 +176,8 @@ def resample(wave: Wave, ratio: float) -> Wave:
     """Band-limited resampling of a whole clip to `ratio` times as many samples, through its spectrum.
 
     wave f32 [num_samples] -> f32 [round(num_samples * ratio)]. The clip is taken as one period, so
-    it is padded with silence first. Above the lower Nyquist frequency nothing is kept.
+    it is padded with silence first. Above the lower Nyquist frequency nothing is kept. The padded
+    lengths are whole numbers, so the ratio that is kept is off by at most 1 in 4,000.
     """
     # A length of small factors keeps the FFT fast, and the added silence keeps the ends from meeting.
     step = 1 << 10
