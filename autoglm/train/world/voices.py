@@ -109,7 +109,8 @@ _ESPEAK_TRAIN = (
     "Michael Mike adam anika announcer antonio aunty belinda benjamin boris caleb david ed edward grandma gustave iven "
     "iven2 john kaukovalta marcelo max michel miguel norbert pablo paul pedro quincy rob sandro shelby steph travis zac"
 ).split()
-_ESPEAK_TEST = "m5 m8 f4 klatt4 Andy Lee Hugo linda robert steph2 victor grandpa".split()
+# Also left out of the test: klatt4 and steph2, nearly the same sound as klatt and steph (mel distance under 0.5).
+_ESPEAK_TEST = "m5 m8 f4 Andy Lee Hugo linda robert victor grandpa".split()
 _ESPEAK_EN_TRAIN = ("en-us", "en", "en-gb-scotland", "en-gb-x-rp", "en-us-nyc", "en-029")
 _ESPEAK_EN_TEST = ("en-us", "en", "en-gb-x-gbclan", "en-gb-x-gbcwmd")
 
