@@ -13,14 +13,13 @@ from rich.table import Table
 
 from autoglm.cli.console import CountBar
 from autoglm.errors import ConfigError
+from autoglm.train.world.assets import missing_assets
 from autoglm.train.world.distort import distort
 from autoglm.train.world.labels import LANGUAGES, Language
 from autoglm.train.world.preview import contact_sheet
 from autoglm.train.world.speech import SAMPLE_RATE_HZ, missing_engines, speak, voices
-from autoglm.train.world.split import Split, rng_for
+from autoglm.train.world.split import SPLITS, Split, rng_for
 from autoglm.train.world.tasks import transcribe
-
-_SPLITS: tuple[Split, ...] = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -67,11 +66,10 @@ def preview(options: PreviewOptions) -> None:
     console.print(table, highlight=False)
     told = f"Written to '{options.folder}'. Each sound is there twice: clean, and -heard as training hears it."
     console.print(told, highlight=False, soft_wrap=True, markup=False)
-    if missing_engines():
-        console.print(
-            f"Not installed here: {', '.join(missing_engines())}. All of them: sh scripts/install_train_assets.sh",
-            highlight=False,
-        )
+    lacking = [*missing_assets(), *missing_engines()]
+    if lacking:
+        told = f"Not installed here: {', '.join(lacking)}. All of them: sh scripts/install_train_assets.sh"
+        console.print(told, highlight=False, soft_wrap=True)
 
 
 def _write_sound(options: PreviewOptions, split: Split, language: Language, number: int) -> tuple[str, str]:
@@ -101,10 +99,10 @@ def _write_wav(path: Path, sound: npt.NDArray[np.float32]) -> None:
 
 
 def _split(name: str) -> Split:
-    for split in _SPLITS:
+    for split in SPLITS:
         if name == split:
             return split
-    raise ConfigError(f"--split is {name!r}, expected {' or '.join(_SPLITS)}")
+    raise ConfigError(f"--split is {name!r}, expected {' or '.join(SPLITS)}")
 
 
 def _languages(name: str | None) -> tuple[Language, ...]:
