@@ -20,6 +20,8 @@ from autoglm.train.world.split import Split
 Box = tuple[float, float, float, float]
 Color = tuple[int, int, int]
 UNITS = 1080.0
+# Sizes of text and icons are rounded to this many units, so that drawn glyphs are found again in the cache.
+_SIZE_STEP = 3.0
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class Canvas:
         self.draw.line(scaled, fill=color, width=max(1, round(width * self.scale)), joint="curve")
 
     def _half_px(self, size: float) -> int:
-        return max(8, round(2 * size * self.scale))
+        return max(8, round(2 * _SIZE_STEP * round(size / _SIZE_STEP) * self.scale))
 
     def _paste(self, glyphs: Glyphs, x: float, y: float, color: Color) -> Box:
         left, top = round(x) + glyphs.left, round(y) + glyphs.top
@@ -152,7 +154,7 @@ class Canvas:
     def fit(self, text: str, size: float, room: float, *, bold: bool = False) -> float:
         """`size`, or the largest smaller one at which `text` is no wider than `room`."""
         width = self.text_width(text, size, bold=bold)
-        return size if width <= room else size * room / width
+        return size if width <= room else _SIZE_STEP * (size * room / width // _SIZE_STEP)
 
     def text(
         self,
@@ -175,7 +177,7 @@ class Canvas:
 
     def icon(self, stem: str, center: tuple[float, float], size: float, color: Color) -> Box:
         """Draw an icon of the style's set around `center`; returns its ink in units."""
-        size_px = max(4, round(size * self.scale))
+        size_px = max(4, round(_SIZE_STEP * round(size / _SIZE_STEP) * self.scale))
         glyphs = icon_glyphs(self.style.icon_set, stem, size_px)
         return self._paste(glyphs, center[0] * self.scale - size_px / 2, center[1] * self.scale - size_px / 2, color)
 
