@@ -28,6 +28,7 @@ _TABLE: tuple[tuple[str, str], ...] = (
     ("text.layers.{n}.mlp.down_proj", "blk.{n}.ffn_down"),
     ("text.layers.{n}.post_mlp_layernorm", "blk.{n}.post_ffw_norm"),
     ("vision.patch_embed", "v.patch_embd"),
+    ("vision.stem.{n}.conv", "v.conv_stem.{n}"),
     ("vision.position_embedding", "v.position_embd.weight"),
     ("vision.blocks.{n}.norm1", "v.blk.{n}.ln1"),
     ("vision.blocks.{n}.attn_qkv", "v.blk.{n}.attn_qkv"),
@@ -81,7 +82,7 @@ _TABLE: tuple[tuple[str, str], ...] = (
 )
 _TO_GGUF = dict(_TABLE)
 _TO_TORCH = {gguf: torch for torch, gguf in _TABLE}
-_NUMBER = re.compile(r"(?<=\.)(\d+)(?=\.)")
+_NUMBER = re.compile(r"(?<=\.)(\d+)(?=\.|$)")
 
 
 def gguf_name(torch_name: str) -> str:

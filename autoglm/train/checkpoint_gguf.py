@@ -158,6 +158,9 @@ def _text_config(file: GGUFFile) -> TextConfig:
 
 def _vision_config(file: GGUFFile) -> VisionConfig:
     rows, columns = _integers(file, "gcmf.vision.position_grid", 2)
+    stem = (
+        tuple(_integers(file, "gcmf.vision.stem_channels", 3)) if "gcmf.vision.stem_channels" in file.metadata else ()
+    )
     return VisionConfig(
         hidden_size=_count(file, "clip.vision.embedding_length"),
         num_layers=_count(file, "clip.vision.block_count"),
@@ -167,6 +170,8 @@ def _vision_config(file: GGUFFile) -> VisionConfig:
         merge_size=_count(file, "clip.vision.spatial_merge_size"),
         position_grid=(rows, columns),
         max_pixels=file.get("clip.vision.image_max_pixels", int),
+        stem_channels=stem,
+        stem_norms=not stem,  # in a file they are folded
         layer_norm_eps=_float32(file, "clip.vision.attention.layer_norm_epsilon"),
     )
 

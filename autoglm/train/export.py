@@ -21,6 +21,7 @@ from autoglm.formats.quant_types import BLOCK, GGMLType
 from autoglm.formats.tensor_names import gguf_name
 from autoglm.pack.gguf_writer import MetadataValue, StoredTensor, write_gguf
 from autoglm.pack.type_plan import weight_type
+from autoglm.train.folding import fold_stem
 from autoglm.train.grids import fit_grid
 from autoglm.train.model import AutoGLMPhone, PhoneConfig, TextConfig
 from autoglm.train.quantization import GRID_PREFIX, grid_of
@@ -108,8 +109,9 @@ def export_mmproj(
     name: str = MODEL_NAME,
     importance: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write encoders, projectors and fusion as one mmproj GGUF."""
+    """Write encoders, projectors and fusion as one mmproj GGUF; batch norms of the stem are folded first."""
     check_state(state, config, MMPROJ_PARTS)
+    state, config = fold_stem(state, config)
     stored = store_tensors(state, config, MMPROJ_PARTS, importance)
     write_gguf(path, "clip", mmproj_metadata(config, name, stored), stored)
 
@@ -122,8 +124,7 @@ def check_state(state: State, config: PhoneConfig, parts: tuple[str, ...] = TEXT
 
     parts  beginnings of the names that must be there; nothing may be there that belongs to no part at all
     """
-    with torch.device("meta"):
-        whole = {name: tuple(value.shape) for name, value in AutoGLMPhone(config).state_dict().items()}
+    whole = _parameter_shapes(config)
     expected = {name: shape for name, shape in whole.items() if name.startswith(parts)}
     found = {name: tuple(v.shape) for name, v in state.items() if not name.rpartition(".")[2].startswith(GRID_PREFIX)}
     problems = [f"{name} is missing" for name in expected if name not in found]
@@ -139,6 +140,11 @@ def check_state(state: State, config: PhoneConfig, parts: tuple[str, ...] = TEXT
         raise ConfigError(f"the weights are not those of a whole '{config.name}' model: {problems[0]}{more}")
 
 
+def _parameter_shapes(config: PhoneConfig) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        return {name: tuple(value.shape) for name, value in AutoGLMPhone(config).state_dict().items()}
+
+
 def _is_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor).all())
 
@@ -146,13 +152,13 @@ def _is_finite(tensor: Tensor) -> bool:
 def store_tensors(
     state: State, config: PhoneConfig, prefixes: tuple[str, ...], importance: Mapping[str, Tensor] | None = None
 ) -> dict[str, StoredTensor]:
-    """The parameters whose names begin with one of `prefixes`, under their GGUF names, in the state's order."""
+    """The parameters whose names begin with one of `prefixes`, under their GGUF names, in the model's order."""
     state = {name: value.detach().cpu() for name, value in state.items()}
     stored: dict[str, StoredTensor] = {}
-    for name, value in state.items():
-        if not name.startswith(prefixes) or name.rpartition(".")[2].startswith(GRID_PREFIX):
+    for name in _parameter_shapes(config):
+        if not name.startswith(prefixes):
             continue
-        value = value.float()
+        value = state[name].float()
         type_ = weight_type(name, tuple(value.shape), config.text.num_layers)
         module = name.rpartition(".")[0]
         stored[gguf_name(name)] = store_tensor(
@@ -269,6 +275,8 @@ def mmproj_metadata(config: PhoneConfig, name: str, stored: Mapping[str, StoredT
         "gcmf.projector_length": config.fusion.projector_size,
         "gcmf.preset": config.name,
     }
+    if vision.stem_channels:
+        values["gcmf.vision.stem_channels"] = list(vision.stem_channels)
     if audio is not None:
         values |= {
             "clip.audio.projector_type": PROJECTOR_TYPE,

@@ -8,8 +8,11 @@ from autoglm.train.model import AutoGLMPhone, PhoneConfig, preset
 from autoglm.train.model.phone import Inputs
 
 
-def make_phone(config: PhoneConfig | None = None, seed: int = 1) -> AutoGLMPhone:
-    """The smoke preset with random norms and biases too: ones and zeros would hide a forgotten or swapped tensor."""
+def make_phone(config: PhoneConfig | None = None, *, seed: int = 1, fold: bool = False) -> AutoGLMPhone:
+    """The smoke preset with random norms and biases too: ones and zeros would hide a forgotten or swapped tensor.
+
+    fold  fold the stem's batch norms, as is done before quantization-aware training
+    """
     torch.manual_seed(seed)
     model = AutoGLMPhone(config or preset("smoke")).eval()
     with torch.no_grad():
@@ -18,6 +21,13 @@ def make_phone(config: PhoneConfig | None = None, seed: int = 1) -> AutoGLMPhone
                 parameter.add_(torch.randn(parameter.shape) * 0.2)
             elif "pos_bias" in name or "pool" in name:
                 parameter.copy_(torch.randn(parameter.shape) * 0.1)
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.copy_(torch.randn(buffer.shape) * 0.1)
+            elif name.endswith("running_var"):
+                buffer.copy_(torch.rand(buffer.shape) + 0.5)
+    if fold:
+        model.fold_stem_norms()
     return model
 
 

@@ -17,6 +17,7 @@ from autoglm.formats.tensor_names import gguf_name, torch_name
 from autoglm.train import quantization as quant
 from autoglm.train.checkpoint_gguf import load_pair, read_pair
 from autoglm.train.export import Exported, export_pair, export_text
+from autoglm.train.folding import fold_stem
 from autoglm.train.model import PRESETS, AutoGLMPhone, PhoneConfig, preset
 from autoglm.train.tokenizer import load_tokenizer
 from tests.parity.native import NativeModel
@@ -34,7 +35,7 @@ def four_layers(*pruned: int) -> PhoneConfig:
 @pytest.fixture(scope="module")
 def trained() -> AutoGLMPhone:
     """QAT attached, and weights that have moved since the grids were fitted; layers 0 and 2 have no FFN."""
-    model = quant.attach_qat(make_phone(four_layers(0, 2)))
+    model = quant.attach_qat(make_phone(four_layers(0, 2), fold=True))
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(5)) * 0.003)
@@ -54,8 +55,9 @@ def test_names_and_sizes(pair: Exported) -> None:
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_every_parameter_has_one_name_in_the_file(name: str) -> None:
+    vision = replace(preset(name).vision, stem_norms=False)
     with torch.device("meta"):
-        parameters = list(AutoGLMPhone(preset(name)).state_dict())
+        parameters = list(AutoGLMPhone(replace(preset(name), vision=vision)).state_dict())
     stored = [gguf_name(parameter) for parameter in parameters]
     assert len(set(stored)) == len(parameters)
     assert [torch_name(tensor) for tensor in stored] == parameters
@@ -86,7 +88,7 @@ def test_every_weight_of_the_files_is_the_trained_one_bit_for_bit(trained: AutoG
             expected = expected.reshape(-1, 64, 256)[:, order].reshape(-1, 256)
         np.testing.assert_array_equal(values.view(np.uint32), expected.view(np.uint32), err_msg=name)
         seen += 1
-    assert seen == 1 + 1 + 4 * 4 + 2 * 2 + (1 + 4 * 2 + 2) + (1 + 11 * 2 + 2) + 5 * 2
+    assert seen == 1 + 1 + 4 * 4 + 2 * 2 + (4 * 2 + 2) + (1 + 11 * 2 + 2) + 5 * 2
     others = {n: p for n, p in trained.named_parameters() if tuple(p.shape) and p.dim() != 2 and "_proj." not in n}
     for name, p in others.items():
         np.testing.assert_array_equal(stored[gguf_name(name)].data.reshape(p.shape), p.detach().numpy(), err_msg=name)
@@ -113,46 +115,52 @@ def test_unattached_weights_are_rounded_to_the_best_grids(tmp_path: Path) -> Non
     """PTQ: an export of plain weights is an export of the same weights with QAT attached and no training."""
     plain = make_phone()
     first = export_pair(plain.state_dict(), plain.config, METADATA, tmp_path / "plain")
-    attached = quant.attach_qat(make_phone())
+    attached = quant.attach_qat(make_phone(fold=True))
     second = export_pair(attached.state_dict(), attached.config, METADATA, tmp_path / "attached")
     assert first.text.read_bytes() == second.text.read_bytes()
     assert first.mmproj.read_bytes() == second.mmproj.read_bytes()
 
 
-def test_models_without_ears_or_fusion(tmp_path: Path) -> None:
-    config = replace(preset("smoke"), audio=None, fusion=replace(preset("smoke").fusion, mode="concat"))
+def test_models_without_ears_fusion_or_stem(tmp_path: Path) -> None:
+    vision = replace(preset("smoke").vision, stem_channels=())
+    config = replace(preset("smoke"), vision=vision, audio=None, fusion=replace(preset("smoke").fusion, mode="concat"))
     model = make_phone(config)
     files = export_pair(model.state_dict(), config, METADATA, tmp_path)
     read = read_pair(files.text, files.mmproj)
-    assert read.config == config
+    assert read.config == fold_stem(model.state_dict(), config)[1]
     with GGUFFile.open(files.mmproj) as file:
         assert file.get("clip.has_audio_encoder", bool) is False
-        assert not any(name.startswith(("a.", "gcmf.")) for name in file.tensors)
+        assert not any(name.startswith(("a.", "gcmf.", "v.conv_stem")) for name in file.tensors)
+        assert file.tensors["v.patch_embd.weight"].shape == (64, 3, 16, 16)
 
 
 def test_our_engine_gives_the_logits_of_training(
     trained: AutoGLMPhone, pair: Exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Same weights, same rounded activations: what is left is summation order, and now and then a code at a tie.
+    """Same weights, same rounded activations: what is left is summation order.
 
-    Keys and values are rounded to half precision as the engine's cache does: that alone turns over one activation
-    code in thirty, which adds up to as much noise as rounding activations does in the first place.
+    Keys and values are rounded to half precision here as the engine's cache does; else that alone would turn over one
+    activation code in thirty. A code at a tie that falls the other way is felt by every later token, so sequences are
+    short and most rows, not all, must be equal: within a twentieth of what rounding activations does.
     """
     native = NativeModel(pair.text)
     assert native.runner.model_config.pruned_ffn_layers == (0, 2)
-    tokens = [*PROMPT, *np.random.default_rng(1).integers(0, 2000, 40).tolist()]
+    sequences = np.random.default_rng(1).integers(0, 2000, (12, 6)).tolist()
     attention = torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(
         torch.nn.functional,
         "scaled_dot_product_attention",
         lambda q, k, v, **options: attention(q, k.half().float(), v.half().float(), **options),
     )
-    ours, theirs = native.logits(tokens), text_logits(trained, tokens)
+    theirs = np.concatenate([text_logits(trained, tokens) for tokens in sequences])
     quant.set_activation_rounding(trained, False)
-    unrounded = text_logits(trained, tokens)
+    unrounded = np.concatenate([text_logits(trained, tokens) for tokens in sequences])
     quant.set_activation_rounding(trained, True)
-    difference, noise = np.abs(ours - theirs).mean(), np.abs(unrounded - theirs).mean()
-    assert difference < 0.4 * noise, f"{difference:.2e}, rounding alone {noise:.2e}"
+    ours = np.concatenate([native.logits(tokens) for tokens in sequences])
+    noise = np.abs(unrounded - theirs).mean()
+    difference = np.abs(ours - theirs).mean(axis=1)
+    assert (difference < noise / 20).mean() > 0.6, f"{difference / noise}"
+    assert difference.mean() < 0.5 * noise
 
 
 def text_logits(model: AutoGLMPhone, tokens: list[int]) -> np.ndarray:
@@ -165,44 +173,46 @@ def text_logits(model: AutoGLMPhone, tokens: list[int]) -> np.ndarray:
         return model.text.lm_head(hidden)[0].numpy()
 
 
-def greedy(model: AutoGLMPhone, prompt: list[int], count: int) -> tuple[list[int], float]:
-    """Greedy tokens, and the least lead any of them had over the second best."""
-    ids, lead = list(prompt), np.inf
+def greedy(model: AutoGLMPhone, prompt: list[int], count: int) -> tuple[list[int], list[float]]:
+    """Greedy tokens, and by how much each one's logit leads the second best."""
+    ids, leads = list(prompt), []
     for _ in range(count):
-        logits = np.sort(row := text_logits(model, ids)[-1])
-        lead = min(lead, float(logits[-1] - logits[-2]))
-        ids.append(int(row.argmax()))
-    return ids[len(prompt) :], lead
+        logits = text_logits(model, ids)[-1]
+        best = np.sort(logits)
+        leads.append(float(best[-1] - best[-2]))
+        ids.append(int(logits.argmax()))
+    return ids[len(prompt) :], leads
 
 
 def test_compatibility_export_says_the_same_in_llama_cpp(trained: AutoGLMPhone, tmp_path: Path) -> None:
-    """Greedy tokens of llama.cpp (which insists on every feed-forward part) and of PyTorch on dequantized weights."""
+    """Greedy tokens of llama.cpp (which insists on every feed-forward part) and of PyTorch on dequantized weights.
+
+    llama.cpp rounds activations to 8 bits, which moves a logit of this model by 0.02, and a random model has near ties:
+    a token counts where its lead is five times that.
+    """
     llama_cpp = pytest.importorskip("llama_cpp", reason="the comparison needs llama-cpp-python")
     path = tmp_path / "compatible.gguf"
     export_text(path, trained.state_dict(), trained.config, METADATA, compatible=True)
     with GGUFFile.open(path) as file:
         assert "autoglm.pruned_ffn_layers" not in file.metadata
         assert file.tensors["blk.2.ffn_down.weight"].type == GGMLType.Q6_K
-    model = make_phone(trained.config)
+    model = AutoGLMPhone(trained.config).eval()
     quant.attach_qat(model, "fast").load_state_dict(trained.state_dict())
     quant.detach_qat(model)
     theirs = llama_cpp.Llama(str(path), n_ctx=256, n_threads=1, logits_all=True, verbose=False, seed=1)
     compared = 0
-    for text in ("who are you?", "你是谁", "open WeChat", "tap 123 456"):
+    for text in ("who are you?", "你是谁", "open WeChat", "tap 123 456", "打开设置", "swipe up"):
         prompt = TOKENIZER.prompt(text)
         assert theirs.tokenize(text.encode(), add_bos=False, special=True) == TOKENIZER.encode(text)
-        expected, lead = greedy(model, prompt, 16)
+        expected, leads = greedy(model, prompt, 12)
         theirs.reset()
-        found: list[int] = []
-        for token in theirs.generate(prompt, temp=0.0, repeat_penalty=1.0):
-            found.append(int(token))
-            if len(found) == len(expected):
-                break
-        # llama.cpp rounds activations to 8 bits; a random model has near ties, which that may turn over.
-        if lead > 0.02:
-            assert found == expected, text
-            compared += 1
-    assert compared >= 2
+        theirs.eval([*prompt, *expected[:-1]])
+        logits = theirs.scores[len(prompt) - 1 : len(prompt) - 1 + len(expected)]
+        sure = np.array(leads) > 0.1
+        np.testing.assert_array_equal(logits.argmax(1)[sure], np.array(expected)[sure], err_msg=text)
+        assert np.abs(logits - text_logits(model, [*prompt, *expected])[len(prompt) - 1 : -1]).max() < 0.15
+        compared += int(sure.sum())
+    assert compared >= 36
 
 
 def test_what_is_no_whole_model_is_refused(trained: AutoGLMPhone, tmp_path: Path) -> None:
