@@ -18,7 +18,7 @@ from autoglm.formats.quant_types import GGMLType, row_bytes
 from autoglm.formats.tensor_names import torch_name
 from autoglm.kernels import dequantize
 from autoglm.pack.type_plan import weight_type
-from autoglm.train.export import PROJECTOR_TYPE, check_state, rotary_row_order
+from autoglm.train.export import PREPROCESSING_REVISION, PROJECTOR_TYPE, check_state, rotary_row_order
 from autoglm.train.grids import GRID_TYPES, unpack
 from autoglm.train.model import (
     AudioConfig,
@@ -118,6 +118,13 @@ def _read_config(text: GGUFFile, mmproj: GGUFFile) -> PhoneConfig:
         raise FormatError(f"{text.path}: is not the text file of a pair; name the glm4 file first, then its mmproj")
     if mmproj.get("clip.projector_type", str, "none") != PROJECTOR_TYPE:
         raise FormatError(f"{mmproj.path}: is not an mmproj with {PROJECTOR_TYPE} fusion; name the mmproj of the pair")
+    for file in (text, mmproj):
+        revision = file.get("autoglm.preprocessing_revision", int)
+        if revision != PREPROCESSING_REVISION:
+            raise FormatError(
+                f"{file.path}: preprocessing revision {revision}, this build knows {PREPROCESSING_REVISION}; "
+                "use the autoglm that wrote it, or export the model again"
+            )
     try:
         return PhoneConfig(
             mmproj.get("gcmf.preset", str),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -241,7 +242,26 @@ def test_a_pair_of_other_files_is_refused(pair: Exported, tmp_path: Path) -> Non
         read_pair(pair.text, pair.text)
     with pytest.raises(FormatError, match="file not found"):
         read_pair(tmp_path / "no.gguf", pair.mmproj)
+    old = bytearray(pair.mmproj.read_bytes())
+    old[old.index(b"autoglm.preprocessing_revision") + 30 + 4] = 9  # the name's length is 30, then the value's type
+    (tmp_path / "old.gguf").write_bytes(old)
+    with pytest.raises(FormatError, match="preprocessing revision 9, this build knows 1"):
+        read_pair(pair.text, tmp_path / "old.gguf")
     other = make_phone(preset("smoke").with_text(hidden_size=512))
     files = export_pair(other.state_dict(), other.config, METADATA, tmp_path)
     with pytest.raises(FormatError, match=r"has shape \[128, 256\].*|expected \[.*512"):
         read_pair(files.text, pair.mmproj)
+
+
+def test_every_key_and_tensor_is_documented(pair: Exported, tmp_path: Path) -> None:
+    document = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
+    vision = replace(preset("smoke").vision, stem_channels=())
+    plain = make_phone(replace(preset("smoke"), vision=vision))
+    files = export_pair(plain.state_dict(), plain.config, METADATA, tmp_path)
+    for path in (pair.text, pair.mmproj, files.mmproj):
+        with GGUFFile.open(path) as file:
+            keys = [key for key in file.metadata if not key.startswith(("tokenizer.ggml.", "general.architecture"))]
+            assert [key for key in keys if f"`{key}`" not in document] == []
+            shown = {re.sub(r"(blk|conv_stem)\.\d+", r"\1.N", name) for name in file.tensors}
+            missing = [n for n in shown if f"`{n}`" not in document and f"`{n.rpartition('.')[0]}`" not in document]
+            assert missing == []
