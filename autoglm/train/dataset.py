@@ -24,19 +24,23 @@ from autoglm.train.model.phone import Inputs
 from autoglm.train.model.presets import PhoneConfig
 from autoglm.train.tokenizer import SPECIALS, NanoTokenizer
 from autoglm.train.world.distort import distort
-from autoglm.train.world.labels import VISIBLE_CLASS
+from autoglm.train.world.labels import VISIBLE_CLASS, Language
 from autoglm.train.world.canvas import Element
 from autoglm.train.world.corpus import texts
 from autoglm.train.world.screens import Screen, draw_screen
 from autoglm.train.world.soup import draw_soup
-from autoglm.train.world.speech import speak, voices
+from autoglm.train.world.bank import say
 from autoglm.train.world.split import Split, rng_for
-from autoglm.train.world.tasks import Example, examples_for_screen, speech_only, text_only
+from autoglm.train.world.tasks import Example, Task, examples_for_screen, speech_only, text_only
 
 NO_TARGET = -100
 DRAWING_WIDTH = 448
 # An ink that covers less of a patch than this does not name it.
 PATCH_SHARE = 0.12
+# Signal-to-noise ratios in dB. Training goes down to noise as loud as the voice; the test is a room, not a street.
+SNR_RANGE: dict[Split, tuple[float, float]] = {"train": (0.0, 35.0), "test": (15.0, 40.0)}
+CLEAN_SNR = 60.0
+CLEAN_SHARE = 0.25
 BatchKind = Literal["soup", "screens", "sounds", "typed", "spoken", "heard", "words"]
 
 
@@ -225,9 +229,12 @@ class BatchMaker(Dataset[list[Batch]]):
         sizes: Sizes = Sizes(),
         seed: int = 0,
         length: int = 1 << 30,
+        snr: float | None = None,
     ) -> None:
+        """snr: the signal-to-noise ratio of every sound, in dB; None draws it."""
         self.config, self.tokenizer, self.kinds = config, tokenizer, tuple(kinds)
         self.split, self.sizes, self.seed, self.length = split, sizes, seed, length
+        self.snr = snr
         self.rows = RowEncoder(tokenizer)
 
     def __len__(self) -> int:
@@ -270,18 +277,14 @@ class BatchMaker(Dataset[list[Batch]]):
     def _pixels(self, screen: Screen) -> NDArray[np.float32]:
         return encoder_pixels(screen.image, max_pixels=self.config.vision.max_pixels)
 
-    def sound(
-        self, text: str, language: Literal["zh", "en"], rng: np.random.Generator
-    ) -> tuple[NDArray[np.float32], float]:
+    def sound(self, text: str, language: Language, rng: np.random.Generator) -> tuple[NDArray[np.float32], float]:
         """One utterance by a drawn voice, distorted: log-mel [frames, 80] and its signal-to-noise ratio in dB."""
-        choices = voices(language, self.split)
-        voice = choices[int(rng.integers(len(choices)))]
-        rate = float(rng.choice((0.85, 1.0, 1.15)))
-        pitch = float(rng.choice((0.9, 1.0, 1.1)))
-        clean = bool(rng.random() < 0.25)
-        snr = 60.0 if clean else float(rng.uniform(0, 35))
-        wave = distort(speak(text, voice, rate=rate, pitch=pitch), rng, snr_db=None if clean else snr, clean=clean)
-        return log_mel(wave), snr
+        snr = CLEAN_SNR if rng.random() < CLEAN_SHARE else float(rng.uniform(*SNR_RANGE[self.split]))
+        if self.snr is not None:
+            snr = self.snr
+        is_clean = snr >= CLEAN_SNR
+        wave = say(text, language, self.split, rng)
+        return log_mel(distort(wave, rng, snr_db=None if is_clean else snr, clean=is_clean)), snr
 
     def batch(
         self, kind: BatchKind, examples: list[Example], rng: np.random.Generator, *, with_answer: bool = True
@@ -363,8 +366,8 @@ class BatchMaker(Dataset[list[Batch]]):
         return batch
 
 
-TYPED_MIX = {"typed_action": 0.7, "describe": 0.1, "which_app": 0.08, "is_here": 0.12}
-SPOKEN_MIX = {"spoken_action": 1.0}
+TYPED_MIX: dict[Task, float] = {"typed_action": 0.7, "describe": 0.1, "which_app": 0.08, "is_here": 0.12}
+SPOKEN_MIX: dict[Task, float] = {"spoken_action": 1.0}
 
 
 def _without_text(kind: BatchKind, images: Tensor | None) -> Batch:

@@ -20,15 +20,22 @@ HALF_TRUST_SNR = 8.0
 SNR_PER_NAT = 6.0
 
 
-class Lessons(nn.Module):
-    """Heads used in training only: what each patch shows, and which characters are heard."""
+class PatchLesson(nn.Module):
+    """Training's own head on the eyes: which label each patch shows, and where that label's middle lies."""
 
     def __init__(self, config: PhoneConfig) -> None:
         super().__init__()
-        self.patch_class = nn.Linear(config.vision.hidden_size, len(VISIBLE) + 1)
-        self.patch_offset = nn.Linear(config.vision.hidden_size, 2)
-        if config.audio:
-            self.characters = nn.Linear(config.audio.hidden_size, len(alphabet()) + 1)
+        self.label = nn.Linear(config.vision.hidden_size, len(VISIBLE) + 1)
+        self.offset = nn.Linear(config.vision.hidden_size, 2)
+
+
+class CharacterLesson(nn.Module):
+    """Training's own head on the ears: which character is heard, 0 for none."""
+
+    def __init__(self, config: PhoneConfig) -> None:
+        super().__init__()
+        assert config.audio is not None
+        self.characters = nn.Linear(config.audio.hidden_size, len(alphabet()) + 1)
 
 
 class Coordinates(nn.Module):
@@ -54,15 +61,15 @@ class Coordinates(nn.Module):
         return -(self.bells[self.number_of[targets]] * log_probs).sum(-1)
 
 
-def patch_loss(lessons: Lessons, patches: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+def patch_loss(lesson: PatchLesson, patches: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
     """Which label each patch shows (cross-entropy) and where its middle lies (smooth L1)."""
     assert batch.patch_class is not None and batch.patch_offset is not None
-    scores = lessons.patch_class(patches).flatten(0, 1)
+    scores = lesson.label(patches).flatten(0, 1)
     wanted = batch.patch_class.flatten()
     weight = torch.where(wanted > 0, 1.0, BACKGROUND_WEIGHT)
     classes = (F.cross_entropy(scores, wanted, reduction="none") * weight).sum() / weight.sum()
     named = batch.patch_class > 0
-    offsets = F.smooth_l1_loss(lessons.patch_offset(patches)[named], batch.patch_offset[named], beta=0.02)
+    offsets = F.smooth_l1_loss(lesson.offset(patches)[named], batch.patch_offset[named], beta=0.02)
     with torch.no_grad():
         right = (scores.argmax(-1) == wanted)[wanted > 0].float().mean()
     return classes + 5.0 * offsets, {
@@ -72,10 +79,12 @@ def patch_loss(lessons: Lessons, patches: Tensor, batch: Batch) -> tuple[Tensor,
     }
 
 
-def character_loss(lessons: Lessons, sound: Tensor, mask: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+def character_loss(
+    lesson: CharacterLesson, sound: Tensor, mask: Tensor, batch: Batch
+) -> tuple[Tensor, dict[str, float]]:
     """CTC (Graves et al. 2006) over the characters that were said."""
     assert batch.characters is not None and batch.character_counts is not None
-    log_probs = F.log_softmax(lessons.characters(sound).float(), dim=-1)
+    log_probs = F.log_softmax(lesson.characters(sound).float(), dim=-1)
     loss = F.ctc_loss(
         log_probs.transpose(0, 1), batch.characters, mask.sum(1), batch.character_counts, zero_infinity=True
     )

@@ -161,6 +161,14 @@ NANO_TEXT = TextConfig(
     context_length=4096,
 )
 
+# Every part present and as small as the grids allow: for tests and `train --smoke`.
+_SMOKE = PhoneConfig(
+    "smoke",
+    replace(NANO_VISION, hidden_size=64, num_layers=2, num_heads=2, mlp_size=128, stem_channels=(8, 16, 16)),
+    replace(NANO_AUDIO, hidden_size=64, num_layers=2, num_heads=2, mlp_size=128, subsample_channels=8),
+    FusionConfig(projector_size=128),
+    replace(NANO_TEXT, num_layers=2, ffn_size=256),
+)
 PRESETS: dict[str, PhoneConfig] = {
     config.name: config
     for config in (
@@ -172,14 +180,8 @@ PRESETS: dict[str, PhoneConfig] = {
             FusionConfig(),
             replace(NANO_TEXT, num_layers=5),
         ),
-        # Every part present and as small as the grids allow: for tests and `train --smoke`.
-        PhoneConfig(
-            "smoke",
-            replace(NANO_VISION, hidden_size=64, num_layers=2, num_heads=2, mlp_size=128, stem_channels=(8, 16, 16)),
-            replace(NANO_AUDIO, hidden_size=64, num_layers=2, num_heads=2, mlp_size=128, subsample_channels=8),
-            FusionConfig(projector_size=128),
-            replace(NANO_TEXT, num_layers=2, ffn_size=256),
-        ),
+        _SMOKE,
+        replace(_SMOKE, name="smoke-teacher", text=replace(_SMOKE.text, num_layers=3)),
         # The sizes of AutoGLM-Phone-9B's decoder with the full encoders of this architecture.
         PhoneConfig(
             "phone-9b",

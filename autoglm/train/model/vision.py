@@ -65,6 +65,16 @@ class StemLayer(nn.Module):
             y = self.norm(y)
         return F.relu(x + y if self.residual else y)
 
+    @torch.no_grad()
+    def fold_norm(self) -> None:
+        """Fold the norm's fixed statistics (mean m, variance v) into the convolution: K g / sqrt(v + eps), b - m g / sqrt(v + eps)."""
+        mean, variance = self.norm.running_mean, self.norm.running_var
+        assert mean is not None and variance is not None
+        gain = self.norm.weight * torch.rsqrt(variance + self.norm.eps)
+        self.conv.weight.mul_(gain[:, None, None, None])
+        self.conv.bias = nn.Parameter(self.norm.bias - mean * gain)
+        del self.norm
+
 
 def make_stem(config: VisionConfig) -> nn.Sequential:
     """Pixels -> one vector per 16 x 16 patch: [B, 3, H, W] -> [B, D, H/16, W/16]."""
