@@ -192,6 +192,7 @@ class _Run:
         self.ema = {name: p.detach().clone() for name, p in self.parameters.items()} if stage.ema_decay else {}
         self.step, self.seconds, self.bad_steps = 0, 0.0, 0
         self.metrics: dict[str, float] = {}
+        self.evaluated_step: int | None = None
         self.deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
 
     def train(self) -> Outcome:
@@ -332,6 +333,9 @@ class _Run:
 
     def _evaluate(self, log: StageLog) -> None:
         """Evaluate the EMA where there is one; neither the weights nor the random numbers of training change."""
+        if self.evaluated_step == self.step:
+            return
+        self.evaluated_step = self.step
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices), self._averaged_weights():
             self.module.eval()

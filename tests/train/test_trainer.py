@@ -123,10 +123,17 @@ def test_metrics_and_plot_are_written(tmp_path: Path) -> None:
     records = read_metrics(tmp_path / "toy" / "metrics.jsonl")
     assert [r["step"] for r in records if "loss" in r] == [2, 4, 6, 7]
     assert [r["step"] for r in records if "evaluation" in r] == [3, 6, 7]
+    # The last step is one of every third as well: it is evaluated once.
+    assert sum("evaluation" in r for r in read_metrics(_steps_of_six(tmp_path))) == 2
     first = records[0]
     assert first["twice"] == pytest.approx(2 * first["loss"]) and first["samples_per_s"] > 0
     assert {"learning_rate", "gradient_norm", "seconds", "steps_per_s"} <= first.keys()
     assert (tmp_path / "toy" / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def _steps_of_six(tmp_path: Path) -> Path:
+    train(ToyStage(steps=6, evaluate_every=3), tmp_path / "six")
+    return tmp_path / "six" / "toy" / "metrics.jsonl"
 
 
 def test_begun_stage_without_resume_is_refused(tmp_path: Path) -> None:
