@@ -17,6 +17,7 @@ import torch
 from autoglm.errors import ConfigError, FormatError
 from autoglm.train.world import bank, distort, mellotron, speech, synthesizers
 from autoglm.train.world.labels import LANGUAGES, Language
+from autoglm.train.world.mandarin import pinyin
 from autoglm.train.world.neural_synthesizers import seeded_dropout
 from autoglm.train.world.speech import Request, prepare_bank, speak, voices
 from autoglm.train.world.split import SPLITS, Split
@@ -365,7 +366,7 @@ def test_a_text_that_looks_like_an_option_is_spoken(engine: ToneEngine) -> None:
 def test_espeak_speaks_from_the_wheel_alone(monkeypatch: pytest.MonkeyPatch, engine: ToneEngine) -> None:
     pytest.importorskip("espeakng_loader")
     monkeypatch.setattr(synthesizers.Espeak, "_has_program", staticmethod(lambda: False))
-    wave = speak(SENTENCE["zh"], Voice("espeak-ng", "cmn+m1", "zh"))
+    wave = speak(SENTENCE["zh"], Voice("espeak-ng", "cmn-latn-pinyin+m1", "zh"))
     assert 0.7 <= len(wave) / RATE - 0.2 <= 2.8
 
 
@@ -386,6 +387,40 @@ def test_read_wav_refuses_another_format() -> None:
         file.writeframes(b"\0" * 400)
     with pytest.raises(ConfigError, match="not 16-bit mono"):
         read_wav(data.getvalue())
+
+
+# Pinyin
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("打开微信", "da3 kai1 wei1 xin4"),
+        ("长按重试", "chang2 an4 chong2 shi4"),
+        ("点一下音乐吧", "dian3 yi2 xia4 yin1 yue4 ba5"),
+        ("等一等", "deng3 yi5 deng3"),
+        ("返回上一页", "fan3 hui2 shang4 yi2 ye4"),
+        ("写一条", "xie3 yi4 tiao2"),
+        ("绿色 Wi-Fi。", "lv4 se4"),
+        ("", ""),
+    ],
+)
+def test_pinyin_sounds_as_people_say_it(text: str, expected: str) -> None:
+    assert " ".join(pinyin(text)) == expected
+
+
+@pytest.mark.parametrize("wheel", [False, True])
+def test_espeak_says_mandarin_and_not_spelled_letters(
+    engine: ToneEngine, monkeypatch: pytest.MonkeyPatch, wheel: bool
+) -> None:
+    """Read as English letters four characters take over 1.6 s; as syllables 0.9 to 1.3 s."""
+    if wheel:
+        pytest.importorskip("espeakng_loader")
+        monkeypatch.setattr(synthesizers.Espeak, "_has_program", staticmethod(lambda: False))
+    elif shutil.which("espeak-ng") is None:
+        pytest.skip("the program espeak-ng is not installed")
+    wave = speak("打开微信", Voice("espeak-ng", "cmn-latn-pinyin", "zh"))
+    assert 0.8 < len(wave) / RATE - 0.2 < 1.4
 
 
 # Mellotron's text front end and its reader

