@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from autoglm.train.folding import fold_stem
 from autoglm.train.model import AutoGLMPhone, PhoneConfig, preset
 from autoglm.train.model.phone import Inputs
 
@@ -27,7 +28,9 @@ def make_phone(config: PhoneConfig | None = None, *, seed: int = 1, fold: bool =
             elif name.endswith("running_var"):
                 buffer.copy_(torch.rand(buffer.shape) + 0.5)
     if fold:
-        model.fold_stem_norms()
+        state, folded = fold_stem(model.state_dict(), model.config)
+        model = AutoGLMPhone(folded).eval()
+        model.load_state_dict(state)
     return model
 
 

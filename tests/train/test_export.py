@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import gguf
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import autoglm
 from autoglm.errors import ConfigError, FormatError
 from autoglm.formats.gguf import GGUFFile
 from autoglm.formats.quant_types import GGMLType
@@ -265,3 +267,26 @@ def test_every_key_and_tensor_is_documented(pair: Exported, tmp_path: Path) -> N
             shown = {re.sub(r"(blk|conv_stem)\.\d+", r"\1.N", name) for name in file.tensors}
             missing = [n for n in shown if f"`{n}`" not in document and f"`{n.rpartition('.')[0]}`" not in document]
             assert missing == []
+
+
+def test_the_shipped_model_says_the_same_in_llama_cpp(tmp_path: Path) -> None:
+    """Its compatibility export, greedily, against PyTorch on the dequantized weights: every token of every reply."""
+    llama_cpp = pytest.importorskip("llama_cpp", reason="the comparison needs llama-cpp-python")
+    folder = Path(autoglm.__file__).parent
+    found = sorted(folder.rglob("AutoGLM-Phone-Nano-Q4_K_M.gguf"))
+    if not found:
+        pytest.skip("no model is shipped yet")
+    pair = read_pair(found[0], found[0].with_name("mmproj-AutoGLM-Phone-Nano-Q8_0.gguf"))
+    path = tmp_path / "compatible.gguf"
+    export_text(path, pair.state, pair.config, pair.tokenizer.gguf_metadata(), compatible=True)
+    model = AutoGLMPhone(pair.config).eval()
+    model.load_state_dict({name: value for name, value in pair.state.items() if name in pair.types})
+    theirs = llama_cpp.Llama(str(path), n_ctx=256, n_threads=1, verbose=False, seed=1)
+    stop = pair.tokenizer.id("<|endoftext|>")
+    for text in ("who are you?", "你是谁？", "what can you do?", "你能做什么？"):
+        prompt = pair.tokenizer.prompt(text)
+        expected, _ = greedy(model, prompt, 48)
+        expected = expected[: expected.index(stop)] if stop in expected else expected
+        theirs.reset()
+        answer = islice(theirs.generate(prompt, temp=0.0, repeat_penalty=1.0), len(expected))
+        assert [int(token) for token in answer] == expected, text
