@@ -95,9 +95,14 @@ def run_program(arguments: list[str], *, stdin: bytes | None = None) -> None:
 # Speaks its first argument with the library of the wheel espeakng_loader: 16-bit samples into the file named last,
 # the sample rate before them as four bytes. Numbers are espeak-ng's: 2 synchronous output, parameter 1 the speed.
 _ESPEAK_PROGRAM = """
-import ctypes, sys
+import ctypes, pathlib, sys
 import espeakng_loader
 text, voice, speed, path = sys.argv[1:]
+# The library knows a voice by its file, the program also by its language: "en-us" is lang/gmw/en-US.
+accent, plus, variant = voice.partition("+")
+languages = pathlib.Path(espeakng_loader.get_data_path(), "lang")
+found = [file for file in languages.rglob("*") if file.is_file() and file.name.lower() == accent.lower()]
+voice = str(found[0].relative_to(languages)) + plus + variant if found else voice
 library = ctypes.CDLL(espeakng_loader.get_library_path())
 rate = library.espeak_Initialize(2, 0, espeakng_loader.get_data_path().encode(), 0)
 chunks = []
