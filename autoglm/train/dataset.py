@@ -24,7 +24,7 @@ from autoglm.train.model.phone import Inputs
 from autoglm.train.model.presets import PhoneConfig
 from autoglm.train.tokenizer import SPECIALS, NanoTokenizer
 from autoglm.train.world.distort import distort
-from autoglm.train.world.labels import VISIBLE_CLASS, Language
+from autoglm.train.world.labels import LABELS, LANGUAGES, VISIBLE_CLASS, Language
 from autoglm.train.world.canvas import Element
 from autoglm.train.world.corpus import texts
 from autoglm.train.world.screens import Screen, draw_screen
@@ -51,7 +51,8 @@ class Batch:
     inputs and targets [B, L] (token wanted after each position, -100 for none); coordinates [B, L] marks targets that
     are screen coordinates; patch_class [S, P] (0 background) and patch_offset [S, P, 2]: which label's ink a patch
     shows and where that ink's middle lies from the patch's middle, in parts of the picture's width;
-    characters [A, C] (padded with 0) and character_counts [A] of what was said; snr [A] in dB (60: clean).
+    characters [A, C] (padded with 0) and character_counts [A] of what was said; snr [A] in dB (60: clean);
+    flat_start: sounds of the first steps, clean single names (see `losses.flat_start_loss`).
     """
 
     kind: BatchKind
@@ -63,6 +64,7 @@ class Batch:
     characters: Tensor | None = None
     character_counts: Tensor | None = None
     snr: Tensor | None = None
+    flat_start: bool = False
     examples: list[Example] = field(default_factory=list)
 
 
@@ -213,6 +215,7 @@ class Sizes:
     spoken_screens: int = 2
     spoken_questions: int = 4
     sounds: int = 12
+    flat_start_steps: int = 700
     words: int = 16
 
 
@@ -251,7 +254,7 @@ class BatchMaker(Dataset[list[Batch]]):
         if kind == "screens":
             return self._screens(rng)
         if kind == "sounds":
-            return self._sounds(rng)
+            return self._sounds(rng, index < self.sizes.flat_start_steps)
         if kind == "words":
             return self.batch(kind, [text_only(rng, self.split) for _ in range(self.sizes.words)], rng)
         if kind == "heard":
@@ -277,9 +280,11 @@ class BatchMaker(Dataset[list[Batch]]):
     def _pixels(self, screen: Screen) -> NDArray[np.float32]:
         return encoder_pixels(screen.image, max_pixels=self.config.vision.max_pixels)
 
-    def sound(self, text: str, language: Language, rng: np.random.Generator) -> tuple[NDArray[np.float32], float]:
+    def sound(
+        self, text: str, language: Language, rng: np.random.Generator, *, clean: bool = False
+    ) -> tuple[NDArray[np.float32], float]:
         """One utterance by a drawn voice, distorted: log-mel [frames, 80] and its signal-to-noise ratio in dB."""
-        snr = CLEAN_SNR if rng.random() < CLEAN_SHARE else float(rng.uniform(*SNR_RANGE[self.split]))
+        snr = CLEAN_SNR if rng.random() < CLEAN_SHARE or clean else float(rng.uniform(*SNR_RANGE[self.split]))
         if self.snr is not None:
             snr = self.snr
         is_clean = snr >= CLEAN_SNR
@@ -356,12 +361,22 @@ class BatchMaker(Dataset[list[Batch]]):
         self._add_patches(batch, [screen.elements for screen in screens])
         return batch
 
-    def _sounds(self, rng: np.random.Generator) -> Batch:
+    def _names(self, rng: np.random.Generator) -> list[tuple[str, Language]]:
+        """Single names of things, twice as many as sentences: short sounds, whose letters are easy to place."""
+        picked = rng.integers(len(LABELS), size=2 * self.sizes.sounds)
+        languages = rng.integers(len(LANGUAGES), size=len(picked))
+        return [(LABELS[i].text(LANGUAGES[l]), LANGUAGES[l]) for i, l in zip(picked, languages, strict=True)]
+
+    def _sentences(self, rng: np.random.Generator) -> list[tuple[str, Language]]:
         examples = [speech_only(rng, self.split) for _ in range(self.sizes.sounds)]
-        texts = [(example.spoken, example.language) for example in examples if example.spoken is not None]
+        return [(example.spoken, example.language) for example in examples if example.spoken is not None]
+
+    def _sounds(self, rng: np.random.Generator, flat_start: bool) -> Batch:
+        texts = self._names(rng) if flat_start else self._sentences(rng)
         batch = _without_text("sounds", None)
+        batch.flat_start = flat_start
         self._add_sounds(
-            batch, [self.sound(text, language, rng) for text, language in texts], [text for text, _ in texts]
+            batch, [self.sound(text, language, rng, clean=flat_start) for text, language in texts], [text for text, _ in texts]
         )
         return batch
 

@@ -97,6 +97,27 @@ def character_loss(
     return loss, {"ctc": float(loss.detach()), "heard": 1.0 - sum(wrong) / len(wrong)}
 
 
+def flat_start_loss(lesson: CharacterLesson, sound: Tensor, batch: Batch) -> Tensor:
+    """Cross-entropy against characters spread evenly over the voiced part: how CTC is helped over its first plateau.
+
+    Left to itself CTC says nothing but blanks for thousands of steps. Even an alignment this wrong (the flat start of
+    hidden Markov models) teaches which spectra belong to which letters; it is meant for clean sounds only.
+    """
+    assert batch.characters is not None and batch.character_counts is not None and batch.inputs.mel is not None
+    targets = torch.zeros(sound.shape[:2], dtype=torch.long, device=sound.device)
+    loudness = batch.inputs.mel.mean(-1)
+    for row, (frames, count) in enumerate(zip(batch.inputs.frames.tolist(), batch.character_counts.tolist(), strict=True)):  # type: ignore[union-attr]
+        level = loudness[row, :frames]
+        low, high = level.quantile(0.1), level.quantile(0.9)
+        voiced = torch.nonzero(level > (low + high) / 2)[:, 0]
+        if count == 0 or len(voiced) == 0:
+            continue
+        first, last = int(voiced[0]) // 4, int(voiced[-1]) // 4 + 1
+        spread = torch.arange(last - first, device=sound.device) * count // (last - first)
+        targets[row, first:last] = batch.characters[row][spread][: targets.shape[1] - first]
+    return F.cross_entropy(lesson.characters(sound).flatten(0, 1), targets.flatten())
+
+
 def _collapse(path: list[int]) -> list[int]:
     """A CTC path without repetitions and blanks."""
     return [c for index, c in enumerate(path) if c and (index == 0 or path[index - 1] != c)]

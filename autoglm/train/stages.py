@@ -33,6 +33,7 @@ from autoglm.train.losses import (
     PatchLesson,
     character_loss,
     feature_loss,
+    flat_start_loss,
     follow_loss,
     patch_loss,
     trust_loss,
@@ -218,7 +219,10 @@ class EarsStage(_Stage):
     def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
         batch = self.to_device(batch)
         sound, mask = self.ears.audio(batch.inputs.mel, batch.inputs.frames)
-        return character_loss(self.ears.lesson, sound, mask, batch)
+        loss, facts = character_loss(self.ears.lesson, sound, mask, batch)
+        if batch.flat_start:
+            loss = 0.3 * loss + flat_start_loss(self.ears.lesson, sound, batch)
+        return loss, facts
 
 
 # --- the whole model ----------------------------------------------------------------------------------------
