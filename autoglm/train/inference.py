@@ -49,15 +49,16 @@ def load_phone(path: Path, *, mmproj: Path | None = None, device: torch.device |
 
 
 def replier(
-    phone: LoadedPhone, *, split: Split = "test", seed: int = 0, batch_size: int = 20
+    phone: LoadedPhone, *, split: Split = "test", seed: int = 0, batch_size: int = 20, snr: float | None = None
 ) -> Callable[[list[Example]], list[str]]:
     """A function from examples to the model's greedy replies, in order: evaluate's `generate`.
 
     Sounds are spoken by voices of `split`; which voice and which noise depends on seed and on how often the function
     was called, so two models asked the same examples in the same order hear the same.
+    snr  the signal-to-noise ratio of every sound, in dB; None draws it
     """
     model, tokenizer = phone.model, phone.tokenizer
-    maker = BatchMaker(model.config, tokenizer, (), split=split)
+    maker = BatchMaker(model.config, tokenizer, (), split=split, snr=snr)
     device = next(model.parameters()).device
     stop = frozenset({tokenizer.id("<|endoftext|>")})
     num_calls = 0
