@@ -162,6 +162,7 @@ def _run_folder(options: TrainOptions, preset: str) -> Iterator[Path]:
     if options.smoke and options.run_dir is None and current_world().size == 1:
         with tempfile.TemporaryDirectory(prefix="autoglm-smoke-") as folder:
             yield Path(folder)
+        logger.info("Its files are removed again; --run-dir FOLDER keeps them")
         return
     run_dir = options.run_dir or Path("runs") / preset
     marker = run_dir / _RUN_FILE
