@@ -58,7 +58,7 @@ def add_room(wave: Wave, rng: np.random.Generator) -> Wave:
     tail[: int(rng.uniform(0.001, 0.006) * SAMPLE_RATE_HZ)] = 0.0
     tail[0] = 1.0
     size = _fft_size(len(wave) + length)
-    spectrum = np.fft.rfft(wave, size) * np.fft.rfft(tail, size)
+    spectrum = np.fft.rfft(wave, size) * np.fft.rfft(tail.astype(np.float32), size)
     echoed: Wave = np.fft.irfft(spectrum, size)[: len(wave)].astype(np.float32)
     return echoed
 
@@ -81,7 +81,9 @@ def limit_band(wave: Wave, rng: np.random.Generator) -> Wave:
     frequencies = np.fft.rfftfreq(size, 1 / SAMPLE_RATE_HZ) + 1e-3
     low, high = rng.uniform(50.0, 350.0), rng.uniform(3200.0, 7000.0)
     mask = np.clip(0.5 + 4 * np.log2(frequencies / low), 0, 1) * np.clip(0.5 + 4 * np.log2(high / frequencies), 0, 1)
-    limited: Wave = np.fft.irfft(np.fft.rfft(wave, size) * mask, size)[: len(wave)].astype(np.float32)
+    limited: Wave = np.fft.irfft(np.fft.rfft(wave, size) * mask.astype(np.float32), size)[: len(wave)].astype(
+        np.float32
+    )
     return limited
 
 
@@ -99,7 +101,10 @@ def _set_gain(wave: Wave, rng: np.random.Generator, *, clip: bool) -> Wave:
 def _piece(loop: Wave, length: int, rng: np.random.Generator) -> Wave:
     """`length` samples of a noise loop from a drawn start, going round."""
     start = int(rng.integers(_LOOP))
-    return np.take(loop, np.arange(start, start + length), mode="wrap")
+    pieces = [loop[start : start + length]]
+    while (missing := length - sum(map(len, pieces))) > 0:
+        pieces.append(loop[:missing])
+    return np.concatenate(pieces)
 
 
 def _fft_size(length: int) -> int:
