@@ -40,6 +40,7 @@ _TABLE: tuple[tuple[str, str], ...] = (
     ("vision_projector.norm", "mm.input_norm"),
     ("vision_projector.fc1", "mm.0"),
     ("vision_projector.fc2", "mm.2"),
+    ("audio.stem.{n}.conv", "a.conv_stem.{n}"),
     ("audio.subsample.conv1", "a.conv2d.0"),
     ("audio.subsample.conv2", "a.conv2d.1"),
     ("audio.subsample.out", "a.pre_encode.out"),

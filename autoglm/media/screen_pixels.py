@@ -16,8 +16,8 @@ MAX_ASPECT_RATIO = 16
 def encoder_size(width: int, height: int, *, max_pixels: int, factor: int = 32) -> tuple[int, int]:
     """The (width, height) a picture of `width` x `height` pixels is resized to.
 
-    Both are multiples of `factor` (patch size times merge size), the area is at most `max_pixels`, and the aspect is kept
-    as nearly as that allows. A smaller picture is not enlarged beyond one `factor` a side.
+    Both are multiples of `factor` (patch size times merge size), the area is at most `max_pixels`, and the aspect is
+    kept as nearly as that allows. A smaller picture is not enlarged beyond one `factor` a side.
     Raises RequestError for an empty picture or one more than 16 times as long as it is wide.
     """
     if min(width, height) < 1:
@@ -40,7 +40,7 @@ def encoder_size(width: int, height: int, *, max_pixels: int, factor: int = 32) 
 
 
 def encoder_pixels(image: Image.Image, *, max_pixels: int, factor: int = 32) -> NDArray[np.float32]:
-    """The picture stretched to its `encoder_size` (antialiased bicubic): float32 [3, height, width], -1 black to 1 white."""
+    """The picture stretched to its `encoder_size` (antialiased bicubic): f32 [3, height, width], -1 black, 1 white."""
     size = encoder_size(*image.size, max_pixels=max_pixels, factor=factor)
     resized = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
     values = np.asarray(resized, dtype=np.float32) / 127.5 - 1.0

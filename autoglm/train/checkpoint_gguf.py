@@ -184,13 +184,17 @@ def _vision_config(file: GGUFFile) -> VisionConfig:
 
 
 def _audio_config(file: GGUFFile) -> AudioConfig:
+    stem = _count(file, "gcmf.audio.stem_residuals") if "gcmf.audio.stem_residuals" in file.metadata else 0
+    channels = AudioConfig.subsample_channels if stem else _count(file, "gcmf.audio.subsample_channels")
     return AudioConfig(
         hidden_size=_count(file, "clip.audio.embedding_length"),
         num_layers=_count(file, "clip.audio.block_count"),
         num_heads=_count(file, "clip.audio.attention.head_count"),
         mlp_size=_count(file, "clip.audio.feed_forward_length"),
         kernel_size=_count(file, "clip.audio.conv_kernel_size"),
-        subsample_channels=_count(file, "gcmf.audio.subsample_channels"),
+        subsample_channels=channels,
+        stem_residuals=stem,
+        stem_norms=not stem,
         num_mels=_count(file, "clip.audio.num_mel_bins"),
         max_seconds=_count(file, "gcmf.audio.max_seconds"),
         layer_norm_eps=_float32(file, "clip.audio.attention.layer_norm_epsilon"),

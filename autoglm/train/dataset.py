@@ -1,4 +1,4 @@
-"""Examples -> batches: prompts with media placeholders, three-axis positions, targets, and what the encoders' own losses need.
+"""Examples -> batches: prompts with media placeholders, three-axis positions, targets, the encoders' own lessons.
 
 Every micro-batch is made from its number alone (`make_batch(kind, index)`), so a stream can start anywhere and workers
 share nothing.
@@ -6,7 +6,6 @@ share nothing.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -23,13 +22,13 @@ from autoglm.media.screen_pixels import encoder_pixels
 from autoglm.train.model.phone import Inputs
 from autoglm.train.model.presets import PhoneConfig
 from autoglm.train.tokenizer import SPECIALS, NanoTokenizer
-from autoglm.train.world.distort import distort
-from autoglm.train.world.labels import LABELS, LANGUAGES, VISIBLE_CLASS, Language
+from autoglm.train.world.bank import say
 from autoglm.train.world.canvas import Element
 from autoglm.train.world.corpus import texts
+from autoglm.train.world.distort import distort
+from autoglm.train.world.labels import LABELS, LANGUAGES, VISIBLE_CLASS, Language
 from autoglm.train.world.screens import Screen, draw_screen
 from autoglm.train.world.soup import draw_soup
-from autoglm.train.world.bank import say
 from autoglm.train.world.split import Split, rng_for
 from autoglm.train.world.tasks import Example, Task, examples_for_screen, speech_only, text_only
 
@@ -41,7 +40,7 @@ PATCH_SHARE = 0.12
 SNR_RANGE: dict[Split, tuple[float, float]] = {"train": (0.0, 35.0), "test": (15.0, 40.0)}
 CLEAN_SNR = 60.0
 CLEAN_SHARE = 0.25
-BatchKind = Literal["soup", "screens", "sounds", "typed", "spoken", "heard", "words"]
+BatchKind = Literal["soup", "screens", "names", "sounds", "typed", "spoken", "heard", "words"]
 
 
 @dataclass
@@ -52,7 +51,7 @@ class Batch:
     are screen coordinates; patch_class [S, P] (0 background) and patch_offset [S, P, 2]: which label's ink a patch
     shows and where that ink's middle lies from the patch's middle, in parts of the picture's width;
     characters [A, C] (padded with 0) and character_counts [A] of what was said; snr [A] in dB (60: clean);
-    flat_start: sounds of the first steps, clean single names (see `losses.flat_start_loss`).
+    names [A]: which name is said, label number times languages plus language.
     """
 
     kind: BatchKind
@@ -64,7 +63,7 @@ class Batch:
     characters: Tensor | None = None
     character_counts: Tensor | None = None
     snr: Tensor | None = None
-    flat_start: bool = False
+    names: Tensor | None = None
     examples: list[Example] = field(default_factory=list)
 
 
@@ -215,7 +214,6 @@ class Sizes:
     spoken_screens: int = 2
     spoken_questions: int = 4
     sounds: int = 12
-    flat_start_steps: int = 700
     words: int = 16
 
 
@@ -254,7 +252,9 @@ class BatchMaker(Dataset[list[Batch]]):
         if kind == "screens":
             return self._screens(rng)
         if kind == "sounds":
-            return self._sounds(rng, index < self.sizes.flat_start_steps)
+            return self._sounds(kind, rng, self._sentences(rng))
+        if kind == "names":
+            return self._names(rng)
         if kind == "words":
             return self.batch(kind, [text_only(rng, self.split) for _ in range(self.sizes.words)], rng)
         if kind == "heard":
@@ -280,11 +280,9 @@ class BatchMaker(Dataset[list[Batch]]):
     def _pixels(self, screen: Screen) -> NDArray[np.float32]:
         return encoder_pixels(screen.image, max_pixels=self.config.vision.max_pixels)
 
-    def sound(
-        self, text: str, language: Language, rng: np.random.Generator, *, clean: bool = False
-    ) -> tuple[NDArray[np.float32], float]:
+    def sound(self, text: str, language: Language, rng: np.random.Generator) -> tuple[NDArray[np.float32], float]:
         """One utterance by a drawn voice, distorted: log-mel [frames, 80] and its signal-to-noise ratio in dB."""
-        snr = CLEAN_SNR if rng.random() < CLEAN_SHARE or clean else float(rng.uniform(*SNR_RANGE[self.split]))
+        snr = CLEAN_SNR if rng.random() < CLEAN_SHARE else float(rng.uniform(*SNR_RANGE[self.split]))
         if self.snr is not None:
             snr = self.snr
         is_clean = snr >= CLEAN_SNR
@@ -294,7 +292,7 @@ class BatchMaker(Dataset[list[Batch]]):
     def batch(
         self, kind: BatchKind, examples: list[Example], rng: np.random.Generator, *, with_answer: bool = True
     ) -> Batch:
-        """Examples (all with a screen of one size, or none) -> one micro-batch; prompts alone are padded on the left."""
+        """Examples whose screens have one size -> one micro-batch; prompts without answers are padded on the left."""
         screens: dict[int, int] = {}
         pictures: list[Screen] = []
         for example in examples:
@@ -307,7 +305,7 @@ class BatchMaker(Dataset[list[Batch]]):
         heard = [self.sound(e.spoken, e.language, rng) if e.spoken is not None else None for e in examples]
         rows = []
         for example, sound in zip(examples, heard, strict=True):
-            tokens = -(-(-(-len(sound[0]) // 2)) // 2) if sound else 0
+            tokens = (len(sound[0]) + 3) // 4 if sound else 0
             rows.append(
                 self.rows.row(example, Media(grid if example.screen else None, tokens), with_answer=with_answer)
             )
@@ -361,23 +359,25 @@ class BatchMaker(Dataset[list[Batch]]):
         self._add_patches(batch, [screen.elements for screen in screens])
         return batch
 
-    def _names(self, rng: np.random.Generator) -> list[tuple[str, Language]]:
-        """Single names of things, twice as many as sentences: short sounds, whose letters are easy to place."""
-        picked = rng.integers(len(LABELS), size=2 * self.sizes.sounds)
-        languages = rng.integers(len(LANGUAGES), size=len(picked))
-        return [(LABELS[i].text(LANGUAGES[l]), LANGUAGES[l]) for i, l in zip(picked, languages, strict=True)]
+    def _names(self, rng: np.random.Generator) -> Batch:
+        """Single names of things, twice as many as sentences."""
+        names = rng.integers(len(LABELS) * len(LANGUAGES), size=2 * self.sizes.sounds)
+        texts: list[tuple[str, Language]] = []
+        for name in names.tolist():
+            label, language = divmod(name, len(LANGUAGES))
+            texts.append((LABELS[label].text(LANGUAGES[language]), LANGUAGES[language]))
+        batch = self._sounds("names", rng, texts)
+        batch.names = torch.from_numpy(names)
+        return batch
 
     def _sentences(self, rng: np.random.Generator) -> list[tuple[str, Language]]:
         examples = [speech_only(rng, self.split) for _ in range(self.sizes.sounds)]
         return [(example.spoken, example.language) for example in examples if example.spoken is not None]
 
-    def _sounds(self, rng: np.random.Generator, flat_start: bool) -> Batch:
-        texts = self._names(rng) if flat_start else self._sentences(rng)
-        batch = _without_text("sounds", None)
-        batch.flat_start = flat_start
-        self._add_sounds(
-            batch, [self.sound(text, language, rng, clean=flat_start) for text, language in texts], [text for text, _ in texts]
-        )
+    def _sounds(self, kind: BatchKind, rng: np.random.Generator, texts: Sequence[tuple[str, Language]]) -> Batch:
+        batch = _without_text(kind, None)
+        sounds = [self.sound(text, language, rng) for text, language in texts]
+        self._add_sounds(batch, sounds, [text for text, _ in texts])
         return batch
 
 

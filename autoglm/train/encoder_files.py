@@ -147,8 +147,7 @@ def _first_match(given: Mapping[str, torch.Size], prefix: str) -> PhoneConfig:
 def _candidates() -> list[PhoneConfig]:
     """Every preset, and those with a stem once more with its norms folded."""
     presets = list(PRESETS.values())
-    stems = [config for config in presets if config.vision.stem_channels]
-    return presets + [replace(config, vision=replace(config.vision, stem_norms=False)) for config in stems]
+    return presets + [config.without_stem_norms() for config in presets]
 
 
 def _encoder_shapes(config: PhoneConfig, prefix: str) -> dict[str, torch.Size]:
@@ -172,14 +171,19 @@ def _fitted(base: PhoneConfig, state: Mapping[str, Tensor]) -> PhoneConfig:
     return _sized(base, last.shape[0], first.shape[0], has_fusion=has_fusion)
 
 
+def _encoders(config: PhoneConfig) -> tuple[object, object]:
+    """The encoders' configs, whether or not their norms are folded."""
+    folded = config.without_stem_norms()
+    return folded.vision, folded.audio
+
+
 def _sized(base: PhoneConfig, width: int, projector_size: int, *, has_fusion: bool) -> PhoneConfig:
     # Heads do not show in shapes: they are those of the preset whose decoder is as wide.
-    original = replace(base.vision, stem_norms=True)
     twins = [config.fusion for config in PRESETS.values() if config.text.hidden_size == width]
     num_heads = (twins[0] if twins else base.fusion).num_heads
     return replace(
         base,
-        name=next((c.name for c in PRESETS.values() if (c.vision, c.audio) == (original, base.audio)), "custom"),
+        name=next((c.name for c in PRESETS.values() if _encoders(c) == _encoders(base)), "custom"),
         fusion=FusionConfig(num_heads, projector_size, "gcmf" if has_fusion else "concat"),
         text=replace(base.text, hidden_size=width),
     )

@@ -288,9 +288,12 @@ def mmproj_metadata(config: PhoneConfig, name: str, stored: Mapping[str, StoredT
             "clip.audio.attention.layer_norm_epsilon": audio.layer_norm_eps,
             "clip.audio.projection_dim": width,
             "clip.audio.conv_kernel_size": audio.kernel_size,
-            "gcmf.audio.subsample_channels": audio.subsample_channels,
             "gcmf.audio.max_seconds": audio.max_seconds,
         }
+        if audio.stem_residuals:
+            values["gcmf.audio.stem_residuals"] = audio.stem_residuals
+        else:
+            values["gcmf.audio.subsample_channels"] = audio.subsample_channels
     return values
 
 

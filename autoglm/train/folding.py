@@ -1,6 +1,6 @@
 """Norms folded into the weights beside them, so that a file need not carry them and nothing is computed twice.
 
-    stem      relu(BN(K * x)) with running statistics: see StemLayer.fold_norm
+    stems     relu(BN(K * x)) with running statistics: see StemLayer.fold_norm
     matrices  W (w * n + b) + c = (W diag(w)) n + (W b + c)     n: what a norm gives before its weight and bias
 
 Both are exact but for float32 rounding. Fold before quantization-aware training, not after: a grid belongs to a weight.
@@ -9,32 +9,35 @@ Both are exact but for float32 rounding. Fold before quantization-aware training
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from autoglm.train.model import AutoGLMPhone, PhoneConfig
-from autoglm.train.model.vision import StemLayer, make_stem
-
-_STEM = "vision.stem."
+from autoglm.train.model.stem import AudioStem, StemLayer, VisionStem
 
 
 def fold_stem(state: Mapping[str, Tensor], config: PhoneConfig) -> tuple[dict[str, Tensor], PhoneConfig]:
-    """The state and config of the same model whose stem has its batch norms folded into its convolutions.
+    """The state and config of the same model whose stems have their batch norms folded into their convolutions.
 
     Nothing changes where there is no stem, or one folded before.
     """
-    if not config.vision.stem_channels or not config.vision.stem_norms:
-        return dict(state), config
-    stem = make_stem(config.vision)
-    stem.load_state_dict({name.removeprefix(_STEM): value for name, value in state.items() if name.startswith(_STEM)})
+    folded = dict(state)
+    if config.vision.stem_channels and config.vision.stem_norms:
+        _fold(folded, "vision.stem.", VisionStem(config.vision))
+    if config.audio is not None and config.audio.stem_residuals and config.audio.stem_norms:
+        _fold(folded, "audio.stem.", AudioStem(config.audio))
+    return folded, config.without_stem_norms()
+
+
+def _fold(state: dict[str, Tensor], prefix: str, stem: VisionStem | AudioStem) -> None:
+    stem.load_state_dict(
+        {name.removeprefix(prefix): state.pop(name) for name in list(state) if name.startswith(prefix)}
+    )
     for layer in stem:
         assert isinstance(layer, StemLayer)
         layer.fold_norm()
-    folded = {name: value for name, value in state.items() if not name.startswith(_STEM)}
-    folded.update({_STEM + name: value.detach() for name, value in stem.state_dict().items()})
-    return folded, replace(config, vision=replace(config.vision, stem_norms=False))
+    state.update({prefix + name: value.detach() for name, value in stem.state_dict().items()})
 
 
 # A norm's name -> the layers beside it that read it, and nothing else does. "norm" stands in several modules.

@@ -1,4 +1,4 @@
-"""What training minimizes: the words, the eyes' and ears' own lessons, the reliability of sounds, the teacher's example."""
+"""What training minimizes: the words, the encoders' own lessons, trust in sounds, and the teacher's example."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from autoglm.train.dataset import NO_TARGET, Batch, alphabet
 from autoglm.train.model.phone import AutoGLMPhone, Embedded
 from autoglm.train.model.presets import PhoneConfig
-from autoglm.train.world.labels import VISIBLE
+from autoglm.train.world.labels import LABELS, LANGUAGES, VISIBLE
 
 # A coordinate a little off still lands: its target is a bell over the numbers, this many units (of 1000) wide.
 COORDINATE_SIGMA = 6.0
@@ -36,6 +36,15 @@ class CharacterLesson(nn.Module):
         super().__init__()
         assert config.audio is not None
         self.characters = nn.Linear(config.audio.hidden_size, len(alphabet()) + 1)
+
+
+class NameLesson(nn.Module):
+    """Training's first head on the ears: which name of a thing, in which language, is said."""
+
+    def __init__(self, config: PhoneConfig) -> None:
+        super().__init__()
+        assert config.audio is not None
+        self.names = nn.Linear(config.audio.hidden_size, len(LABELS) * len(LANGUAGES))
 
 
 class Coordinates(nn.Module):
@@ -97,25 +106,16 @@ def character_loss(
     return loss, {"ctc": float(loss.detach()), "heard": 1.0 - sum(wrong) / len(wrong)}
 
 
-def flat_start_loss(lesson: CharacterLesson, sound: Tensor, batch: Batch) -> Tensor:
-    """Cross-entropy against characters spread evenly over the voiced part: how CTC is helped over its first plateau.
+def name_loss(lesson: NameLesson, sound: Tensor, mask: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    """Which name is said, from the mean of a sound's features.
 
-    Left to itself CTC says nothing but blanks for thousands of steps. Even an alignment this wrong (the flat start of
-    hidden Markov models) teaches which spectra belong to which letters; it is meant for clean sounds only.
+    CTC alone answers with blanks for thousands of steps; features that tell names apart spell after a few hundred.
     """
-    assert batch.characters is not None and batch.character_counts is not None and batch.inputs.mel is not None
-    targets = torch.zeros(sound.shape[:2], dtype=torch.long, device=sound.device)
-    loudness = batch.inputs.mel.mean(-1)
-    for row, (frames, count) in enumerate(zip(batch.inputs.frames.tolist(), batch.character_counts.tolist(), strict=True)):  # type: ignore[union-attr]
-        level = loudness[row, :frames]
-        low, high = level.quantile(0.1), level.quantile(0.9)
-        voiced = torch.nonzero(level > (low + high) / 2)[:, 0]
-        if count == 0 or len(voiced) == 0:
-            continue
-        first, last = int(voiced[0]) // 4, int(voiced[-1]) // 4 + 1
-        spread = torch.arange(last - first, device=sound.device) * count // (last - first)
-        targets[row, first:last] = batch.characters[row][spread][: targets.shape[1] - first]
-    return F.cross_entropy(lesson.characters(sound).flatten(0, 1), targets.flatten())
+    assert batch.names is not None
+    mean = (sound * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+    scores = lesson.names(mean)
+    loss = F.cross_entropy(scores, batch.names)
+    return loss, {"name": float(loss.detach()), "named": float((scores.argmax(-1) == batch.names).float().mean())}
 
 
 def _collapse(path: list[int]) -> list[int]:
@@ -149,7 +149,7 @@ def word_loss(
 
 
 def trust_loss(embedded: Embedded, batch: Batch) -> Tensor:
-    """The audio weight against the sound's quality: the odds of audio against the rest follow the signal-to-noise ratio."""
+    """The audio weight against the sound's quality: it is told to rise with the signal-to-noise ratio, 0.1 to 0.7."""
     assert embedded.fused is not None and batch.snr is not None and batch.inputs.sound_of is not None
     rows = batch.inputs.sound_of >= 0
     weights = embedded.fused.weights[rows]

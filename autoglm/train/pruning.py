@@ -1,4 +1,4 @@
-"""Which feed-forward part a decoder can best do without: leave each out in turn, and see how much worse the words get."""
+"""Which feed-forward part a decoder can best do without: leave each out in turn, see how much worse the words get."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """The road from nothing to the exported model: what each stage trains, from what, and where it starts.
 
-    reading   the eyes' stem learns to read, from soups of words           (skipped by presets without a stem)
+    reading   the eyes' stem learns to read, from soups of words
     eyes      the whole vision encoder learns to name and place things on soups and screens
-    ears      the audio encoder learns to spell what it hears (CTC)
+    listening the ears' stem learns to tell names apart and to spell (CTC)
+    ears      the whole audio encoder learns to spell commands
     teacher   the larger model, on all tasks
     student   every other size from the teacher's layers, learning from the labels alone: the control
     distilled the same start, learning from the labels and from the teacher's logits and features
@@ -26,15 +27,17 @@ from torch import Tensor, nn
 from autoglm.train.checkpoint import load_stage_weights
 from autoglm.train.dataset import Batch, BatchKind, BatchMaker, Sizes, stream
 from autoglm.train.evaluate import evaluate
+from autoglm.train.folding import fold_stem, merge_norms
 from autoglm.train.inference import LoadedPhone, replier
 from autoglm.train.losses import (
     CharacterLesson,
     Coordinates,
+    NameLesson,
     PatchLesson,
     character_loss,
     feature_loss,
-    flat_start_loss,
     follow_loss,
+    name_loss,
     patch_loss,
     trust_loss,
     word_logits,
@@ -42,7 +45,6 @@ from autoglm.train.losses import (
 )
 from autoglm.train.model import AutoGLMPhone, PhoneConfig, preset
 from autoglm.train.pruning import least_useful_ffn, without_ffn
-from autoglm.train.folding import fold_stem, merge_norms
 from autoglm.train.quantization import attach_qat
 from autoglm.train.tokenizer import load_tokenizer
 from autoglm.train.trainer import Stage
@@ -69,7 +71,8 @@ class Plan:
 
 NANO_PLAN = Plan(
     steps={
-        "reading": 3000, "eyes": 1500, "ears": 2500, "teacher": 3000, "student": 800, "distilled": 800, "pruned": 300,
+        "reading": 3000, "eyes": 1500, "listening": 1500, "ears": 1500, "teacher": 3000, "student": 800,
+        "distilled": 800, "pruned": 300,
         "qat": 400, "gcmf": 500, "concat": 500,
     },
     sizes=Sizes(),
@@ -193,12 +196,38 @@ class EyesStage(_Stage):
 
 
 class _Ears(nn.Module):
-    """The audio encoder with its lesson."""
+    """The audio encoder with its lessons."""
 
     def __init__(self, config: PhoneConfig) -> None:
         super().__init__()
         self.audio = AutoGLMPhone(config).audio
         self.lesson = CharacterLesson(config)
+        self.names = NameLesson(config)
+
+
+class ListeningStage(_Stage):
+    """The stem alone: tells names apart, and spells names and commands."""
+
+    name = "listening"
+    kinds = ("names", "sounds")
+    learning_rate = 2e-3
+    weight_decay = 0.02
+
+    def __init__(self, context: RunContext) -> None:
+        super().__init__(context, context.teacher)
+        self.ears = _Ears(self.model_config).to(context.device)
+
+    def modules(self) -> nn.Module:
+        return self.ears
+
+    def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
+        batch = self.to_device(batch)
+        sound, mask = self.ears.audio.embed_frames(batch.inputs.mel, batch.inputs.frames)
+        loss, facts = character_loss(self.ears.lesson, sound, mask, batch)
+        if batch.names is not None:
+            naming, told = name_loss(self.ears.names, sound, mask, batch)
+            loss, facts = 0.3 * loss + naming, facts | told
+        return loss, {f"{batch.kind}_{name}": value for name, value in facts.items()}
 
 
 class EarsStage(_Stage):
@@ -212,6 +241,7 @@ class EarsStage(_Stage):
     def __init__(self, context: RunContext) -> None:
         super().__init__(context, context.teacher)
         self.ears = _Ears(self.model_config).to(context.device)
+        self.ears.load_state_dict(context.weights("listening"))
 
     def modules(self) -> nn.Module:
         return self.ears
@@ -219,10 +249,7 @@ class EarsStage(_Stage):
     def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
         batch = self.to_device(batch)
         sound, mask = self.ears.audio(batch.inputs.mel, batch.inputs.frames)
-        loss, facts = character_loss(self.ears.lesson, sound, mask, batch)
-        if batch.flat_start:
-            loss = 0.3 * loss + flat_start_loss(self.ears.lesson, sound, batch)
-        return loss, facts
+        return character_loss(self.ears.lesson, sound, mask, batch)
 
 
 # --- the whole model ----------------------------------------------------------------------------------------
@@ -466,7 +493,7 @@ def concatenating(config: PhoneConfig) -> PhoneConfig:
 
 
 _CLASSES: Sequence[type[_Stage]] = (
-    ReadingStage, EyesStage, EarsStage, TeacherStage, StudentStage, DistilledStage, PrunedStage, QatStage, GcmfStage,
-    ConcatStage,
+    ReadingStage, EyesStage, ListeningStage, EarsStage, TeacherStage, StudentStage, DistilledStage, PrunedStage,
+    QatStage, GcmfStage, ConcatStage,
 )  # fmt: skip
 STAGES: dict[str, Callable[[RunContext], Stage]] = {stage.name: stage for stage in _CLASSES}

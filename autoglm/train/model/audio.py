@@ -9,6 +9,7 @@ Gulati et al. 2020, "Conformer: Convolution-augmented Transformer for Speech Rec
     x3 = x2 + Conv(x2)                               pointwise, GLU, depthwise, norm, swish, pointwise
     y  = LN(x3 + 1/2 FFN(x3))
 
+The nano presets put a deeper convolutional stem (stem.py) in the place of the two convolutions.
 The norm inside the convolution module is a LayerNorm, not the paper's BatchNorm: what a sound becomes must not depend
 on the sounds that shared its batch.
 """
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autoglm.train.model.presets import AudioConfig
+from autoglm.train.model.stem import AudioStem
 
 
 def token_count(frames: Tensor) -> Tensor:
@@ -85,7 +87,10 @@ class RelativeAttention(nn.Module):
 
 
 def by_key(scores: Tensor) -> Tensor:
-    """Scores by distance [B, H, T, 2T-1] -> by key [B, H, T, T]: row i, key j takes column T-1-i+j (Dai et al. 2019, appendix B)."""
+    """Scores by distance [B, H, T, 2T-1] -> by key [B, H, T, T]: row i, key j takes column T-1-i+j.
+
+    Dai et al. 2019, appendix B.
+    """
     batch, heads, length, span = scores.shape
     padded = F.pad(scores, (1, 0)).view(batch, heads, span + 1, length)
     return padded[:, :, 1:].reshape(batch, heads, length, span)[..., :length]
@@ -156,12 +161,19 @@ class AudioEncoder(nn.Module):
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()
         self.config = config
-        self.subsample = Subsampling(config)
+        if config.stem_residuals:
+            self.stem = AudioStem(config)
+        else:
+            self.subsample = Subsampling(config)
         self.blocks = nn.ModuleList(ConformerBlock(config) for _ in range(config.num_layers))
 
+    def embed_frames(self, mel: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """A quarter of the frames as vectors [B, T/4, D], and their mask [B, T/4]."""
+        x: Tensor = (self.stem if self.config.stem_residuals else self.subsample)(mel, frames)
+        return x, torch.arange(x.shape[1], device=mel.device) < token_count(frames)[:, None]
+
     def forward(self, mel: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.subsample(mel, frames)
-        mask = torch.arange(x.shape[1], device=mel.device) < token_count(frames)[:, None]
+        x, mask = self.embed_frames(mel, frames)
         for block in self.blocks:
             x = block(x, mask)
         return x, mask

@@ -1,4 +1,4 @@
-"""GCMF, gated cross-modal fusion: the picture and the sound of one turn read each other, and the words, before the decoder does.
+"""GCMF, gated cross-modal fusion: picture and sound of one turn read each other and the words before the decoder.
 
 For every modality m of {vision, audio} in the turn, with projected tokens X_m [n_m, d], N = RMSNorm without weight and
 e_m a learned vector per modality:
@@ -11,7 +11,7 @@ e_m a learned vector per modality:
     Y_m = |present| * a_m * F_m
 
 Text embeddings enter the decoder as they are. A modality alone in its turn passes through unchanged, and an absent one
-leaves every result what it would be if the modality did not exist. bg starts at +2, so that fusion starts near identity.
+leaves every result what it would be if the modality did not exist. bg starts at +2: fusion starts near identity.
 Weights Wq, Wk, Wv, Wo, Wg are per target modality. The idea of gating own against attended features follows GMU
 (Arevalo et al. 2017); equations are this project's.
 """
@@ -31,7 +31,7 @@ MODALITIES = ("vision", "audio", "text")
 class Fused:
     """What fusion made of one batch of turns.
 
-    vision, audio: [B, n, d]; weights [B, 3]: a of vision, audio and text (0 where absent); gates: per token mean of G [B, n].
+    vision, audio: [B, n, d]; weights [B, 3]: a of vision, audio, text (0 where absent); gates: mean G a token [B, n].
     """
 
     vision: Tensor | None
@@ -60,7 +60,7 @@ class GatedCrossAttention(nn.Module):
         nn.init.constant_(self.gate.bias, 2.0)
 
     def forward(self, x: Tensor, others: Tensor, others_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """x [B, n, d], others [B, k, d] with mask [B, k] -> F [B, n, d] and G [B, n, d]; F = x where others is empty."""
+        """x [B, n, d], others [B, k, d] with mask [B, k] -> F and G [B, n, d]; F = x where others is empty."""
         batch, _, width = x.shape
         normed = rms(x)
 

@@ -141,7 +141,7 @@ class AutoGLMPhone(nn.Module):
 
 
 def _place(embeddings: Tensor, where: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """`embeddings` with the rows marked by `where` [B, L] replaced by `values` [B, n, D] where `mask` [B, n], in order."""
+    """`embeddings` with `values` [B, n, D] where `mask` [B, n] put, in order, where `where` [B, L] is True."""
     return embeddings.masked_scatter(where[..., None], values[mask].to(embeddings.dtype))
 
 
@@ -150,10 +150,6 @@ def _initialize(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
         if module.bias is not None and not getattr(module, "keep_bias", False):
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        if module.bias is not None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Embedding):
         nn.init.trunc_normal_(module.weight, std=0.5)

@@ -34,7 +34,11 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class AudioConfig:
-    """A Conformer (Gulati et al. 2020) over `num_mels` log-mel bins, one token per 4 frames of 10 ms."""
+    """A Conformer (Gulati et al. 2020) over `num_mels` log-mel bins, one token per 4 frames of 10 ms.
+
+    stem_residuals  residual layers of a convolutional stem in place of the paper's two convolutions; 0 for none
+    stem_norms      as in VisionConfig
+    """
 
     hidden_size: int = 192
     num_layers: int = 12
@@ -42,6 +46,8 @@ class AudioConfig:
     mlp_size: int = 768
     kernel_size: int = 15
     subsample_channels: int = 64
+    stem_residuals: int = 0
+    stem_norms: bool = True
     num_mels: int = 80
     max_seconds: int = 60
     layer_norm_eps: float = 1e-5
@@ -49,7 +55,7 @@ class AudioConfig:
 
 @dataclass(frozen=True)
 class FusionConfig:
-    """Gated cross-modal fusion (GCMF); `mode` "concat" leaves the tokens as they are (the baseline it is measured against)."""
+    """Gated cross-modal fusion; `mode` "concat" leaves tokens as they are (the baseline it is measured against)."""
 
     num_heads: int = 4
     projector_size: int = 512
@@ -133,6 +139,16 @@ class PhoneConfig:
                 f"the model config cannot be read: {error}; was it written by another version of autoglm?"
             ) from error
 
+    def without_stem_norms(self) -> PhoneConfig:
+        """The same model as files hold it: batch norms of the stems folded into their convolutions."""
+        audio = self.audio
+        if audio is not None and audio.stem_residuals:
+            audio = replace(audio, stem_norms=False)
+        has_stem = bool(self.vision.stem_channels)
+        return replace(
+            self, vision=replace(self.vision, stem_norms=not has_stem and self.vision.stem_norms), audio=audio
+        )
+
     def with_text(self, **changes: Any) -> PhoneConfig:
         """The same model with fields of its decoder changed."""
         return replace(self, text=replace(self.text, **changes))
@@ -147,7 +163,7 @@ NANO_VISION = VisionConfig(
     max_pixels=224 * 480,
     stem_channels=(24, 48, 96),
 )
-NANO_AUDIO = AudioConfig(hidden_size=160, num_layers=4, num_heads=5, mlp_size=640, subsample_channels=32)
+NANO_AUDIO = AudioConfig(hidden_size=160, num_layers=3, num_heads=5, mlp_size=640, stem_residuals=4)
 NANO_TEXT = TextConfig(
     vocab_size=2048,
     hidden_size=256,
@@ -165,7 +181,7 @@ NANO_TEXT = TextConfig(
 _SMOKE = PhoneConfig(
     "smoke",
     replace(NANO_VISION, hidden_size=64, num_layers=2, num_heads=2, mlp_size=128, stem_channels=(8, 16, 16)),
-    replace(NANO_AUDIO, hidden_size=64, num_layers=2, num_heads=2, mlp_size=128, subsample_channels=8),
+    replace(NANO_AUDIO, hidden_size=64, num_layers=2, num_heads=2, mlp_size=128, stem_residuals=1),
     FusionConfig(projector_size=128),
     replace(NANO_TEXT, num_layers=2, ffn_size=256),
 )
@@ -176,7 +192,7 @@ PRESETS: dict[str, PhoneConfig] = {
         PhoneConfig(
             "nano-teacher",
             replace(NANO_VISION, num_layers=4),
-            replace(NANO_AUDIO, num_layers=6),
+            replace(NANO_AUDIO, num_layers=4),
             FusionConfig(),
             replace(NANO_TEXT, num_layers=5),
         ),

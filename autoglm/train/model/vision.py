@@ -7,10 +7,8 @@ Dosovitskiy et al. 2020, "An Image is Worth 16x16 Words", equations 1 to 4, with
     z  = z' + W2 gelu(W1 LN(z')) exact (erf) GELU
     y  = LN(zL)
 
-The nano presets put a convolutional stem in the place of E (Xiao et al. 2021, "Early Convolutions Help Transformers See
-Better"): four 3 x 3 convolutions of stride 2 with two residual ones between, ReLU after each. A linear embedding of
-16-pixel patches has to learn every word at each of 256 offsets, which takes more examples than two cores draw in an
-hour (docs/training.md has the curves).
+The nano presets put a convolutional stem (stem.py) in the place of E: a linear embedding has to learn every word at
+each of 256 offsets in a patch, which takes more examples than two cores can draw in an hour (docs/training.md).
 
 The learned positions stand on a grid and are interpolated (bicubic, a = -0.75, corners not aligned) to the grid of
 an image of another size or aspect.
@@ -23,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autoglm.train.model.presets import VisionConfig
+from autoglm.train.model.stem import VisionStem
 
 
 class VisionBlock(nn.Module):
@@ -49,42 +48,6 @@ class VisionBlock(nn.Module):
         return result
 
 
-class StemLayer(nn.Module):
-    """relu(norm(conv(x))), or relu(x + norm(conv(x))) when `residual`: [B, C, H, W] -> [B, C', H/stride, W/stride]."""
-
-    def __init__(self, channels: int, out_channels: int, *, residual: bool, norm: bool) -> None:
-        super().__init__()
-        self.residual = residual
-        self.conv = nn.Conv2d(channels, out_channels, 3, stride=1 if residual else 2, padding=1, bias=not norm)
-        if norm:
-            self.norm = nn.BatchNorm2d(out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.conv(x)
-        if hasattr(self, "norm"):
-            y = self.norm(y)
-        return F.relu(x + y if self.residual else y)
-
-    @torch.no_grad()
-    def fold_norm(self) -> None:
-        """Fold the norm's fixed statistics (mean m, variance v) into the convolution: K g / sqrt(v + eps), b - m g / sqrt(v + eps)."""
-        mean, variance = self.norm.running_mean, self.norm.running_var
-        assert mean is not None and variance is not None
-        gain = self.norm.weight * torch.rsqrt(variance + self.norm.eps)
-        self.conv.weight.mul_(gain[:, None, None, None])
-        self.conv.bias = nn.Parameter(self.norm.bias - mean * gain)
-        del self.norm
-
-
-def make_stem(config: VisionConfig) -> nn.Sequential:
-    """Pixels -> one vector per 16 x 16 patch: [B, 3, H, W] -> [B, D, H/16, W/16]."""
-    first, second, third = config.stem_channels
-    plan = ((3, first), (first, second), (second, third), (third, third), (third, third), (third, config.hidden_size))
-    return nn.Sequential(
-        *(StemLayer(a, b, residual=index in (3, 4), norm=config.stem_norms) for index, (a, b) in enumerate(plan))
-    )
-
-
 class VisionEncoder(nn.Module):
     """Images [B, 3, H, W] in -1..1, sides multiples of 32 -> patch features [B, H/16 * W/16, D], row-major."""
 
@@ -93,7 +56,7 @@ class VisionEncoder(nn.Module):
         self.config = config
         width = config.hidden_size
         if config.stem_channels:
-            self.stem = make_stem(config)
+            self.stem = VisionStem(config)
         else:
             self.patch_embed = nn.Linear(3 * config.patch_size**2, width)
         self.position_embedding = nn.Parameter(torch.empty(config.position_grid[0] * config.position_grid[1], width))
@@ -114,7 +77,7 @@ class VisionEncoder(nn.Module):
     def embed_patches(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> one vector a patch [B, H/16 * W/16, D], positions not yet added."""
         if self.config.stem_channels:
-            found: Tensor = self.stem(images.contiguous(memory_format=torch.channels_last))
+            found: Tensor = self.stem(images)
             return found.flatten(2).transpose(1, 2)
         batch, channels, height, width = images.shape
         size = self.config.patch_size

@@ -171,7 +171,7 @@ PAGES = _table(
 
 LABELS: tuple[Label, ...] = APPS + SETTINGS + BUTTONS + CONTACTS + PRODUCTS + MESSAGES + PAGES
 BY_KEY: dict[tuple[Kind, str], Label] = {(label.kind, label.key): label for label in LABELS}
-# Things with a box on a screen: what the vision encoder's auxiliary loss tells apart, one class per label (both languages share it).
+# Things with a box on a screen: what the eyes' own lesson tells apart, one class a label in both languages.
 VISIBLE: tuple[Label, ...] = APPS + SETTINGS + BUTTONS + CONTACTS + PRODUCTS + MESSAGES
 VISIBLE_CLASS: dict[tuple[Kind, str], int] = {
     (label.kind, label.key): index + 1 for index, label in enumerate(VISIBLE)
