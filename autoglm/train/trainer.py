@@ -202,9 +202,10 @@ class _Run:
             torch.manual_seed(zlib.crc32(self.stage.name.encode()) + self.world.rank)
         log_folder = self.folder if self.world.rank == 0 else None
         self.clock = time.monotonic() - self.seconds
-        with _StopSignals() as stop, StageLog(
-            log_folder, self.stage.name, self.stage.steps, self.step, self.pace.plot_seconds
-        ) as log:
+        with (
+            _StopSignals() as stop,
+            StageLog(log_folder, self.stage.name, self.stage.steps, self.step, self.pace.plot_seconds) as log,
+        ):
             if self.step:
                 log.say(f"{self.stage.name}: going on from step {self.step}")
             self._loop(stop, log)

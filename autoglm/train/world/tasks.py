@@ -236,9 +236,7 @@ def _decide(screen: Screen, rng: np.random.Generator) -> _Decision | None:
     return _finish(intent, name, language, "absent")
 
 
-def _thing_to_name(
-    screen: Screen, rng: np.random.Generator, intent: Intent
-) -> tuple[Element | None, Label | None]:
+def _thing_to_name(screen: Screen, rng: np.random.Generator, intent: Intent) -> tuple[Element | None, Label | None]:
     """An element to act on, or only the label of something that is not on the screen (or is to be typed)."""
     if intent == "type":
         return None, _pick(rng, [label for label in VISIBLE if label.kind in TYPED_KINDS])
@@ -328,9 +326,7 @@ def _absent_label(screen: Screen, rng: np.random.Generator, kinds: Sequence[Kind
     taken = {_folded(one.label, screen) for one in screen.elements} | {_folded(screen.page, screen)}
     if screen.app is not None:
         taken.add(_folded(screen.app, screen))
-    free = [
-        one for one in VISIBLE if _folded(one, screen) not in taken and (kinds is None or one.kind in kinds)
-    ]
+    free = [one for one in VISIBLE if _folded(one, screen) not in taken and (kinds is None or one.kind in kinds)]
     present = {one.label.kind for one in screen.elements}
     near = [one for one in free if one.kind in present]
     choices = near if near and rng.random() < 0.5 else free
