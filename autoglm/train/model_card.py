@@ -186,7 +186,7 @@ def _voices(split: Split) -> str:
 
 
 def _fonts(split: Split) -> str:
-    return ", ".join(face.name for language in LANGUAGES for face in assets.FACES[language, split])
+    return ", ".join(dict.fromkeys(face.name for language in LANGUAGES for face in assets.FACES[language, split]))
 
 
 def _phrasings(split: Split) -> str:
@@ -244,7 +244,7 @@ def _fusion(fusion: FusionReport, plot: Path) -> str:
     if fusion.parameters:
         sizes = " and ".join(f"{name} {count:,}" for name, count in fusion.parameters.items())
         asked = ", ".join(f"{count} {task}" for task, count in fusion.counts.items())
-        lines += [f"Equal short runs of one size (parameters: {sizes}), asked {asked} a condition:", ""]
+        lines += [f"Equal short runs (parameters: {sizes}), asked {asked} a condition:", ""]
     rows = []
     for condition, (title, _, _) in CONDITIONS.items():
         found = fusion.rates.get(condition, {})

@@ -92,7 +92,7 @@ def _rounding_target(report: Report) -> Target:
     if not losses:
         return Target(title, asked, NOT_MEASURED, None)
     worst = max(losses, key=losses.__getitem__)
-    said = f"{-100 * losses[worst]:+.1f} points ({rows[worst]})"
+    said = f"{0.0 - 100 * losses[worst]:+.1f} points ({rows[worst]})"
     # A whole number of examples over another is seldom exact in floating point.
     is_met = losses[worst] <= MAX_ROUNDING_LOSS + 1e-9
     return Target(title, asked, said, is_met if len(losses) == len(rows) or not is_met else None)
