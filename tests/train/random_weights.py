@@ -1,4 +1,4 @@
-"""Weights that hide nothing: fresh ones (norms of one, biases of zero) would pass with a tensor forgotten or swapped."""
+"""Weights that hide nothing: fresh norms of one and biases of zero would pass with a tensor forgotten or swapped."""
 
 from __future__ import annotations
 

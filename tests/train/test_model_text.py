@@ -47,7 +47,7 @@ def random_positions(length: int, seed: int = 5) -> Tensor:
 
 
 def transformers_logits(ours: TextModel, tokens: Tensor, positions: Tensor, mask: Tensor | None = None) -> Tensor:
-    """What transformers' Glm4v text model says with the same weights; a layer pruned here gets an FFN that adds zero."""
+    """What transformers' Glm4v text model says with these weights; where ours is pruned, its FFN adds zero."""
     glm4v = pytest.importorskip("transformers.models.glm4v.modeling_glm4v")
     configuration = pytest.importorskip("transformers.models.glm4v.configuration_glm4v")
     config = ours.config
@@ -173,7 +173,7 @@ def test_who_notices_a_changed_token() -> None:
     later = {place: set(range(place, LENGTH)) for place in range(LENGTH)}
     for place in (1, 5, 6, 9, 10, 12):
         assert changed_places("causal", place) == later[place]
-    # Nobody before a word sees it, in `media`; a picture's or sound's last token is seen by the whole of it, not before.
+    # In `media` nobody before a word sees it; a picture's last token is seen by the whole picture, not before it.
     for word in (1, 6, 10, 12):
         assert changed_places("media", word) == later[word]
     assert changed_places("media", 5) == later[2] and changed_places("media", 9) == later[7]
@@ -182,7 +182,7 @@ def test_who_notices_a_changed_token() -> None:
 
 
 def test_finished_turns_stay_as_they_were_when_another_follows() -> None:
-    """What makes a KV cache of `turn` mode valid: old hidden states do not move, and a cached pass equals a whole one."""
+    """What makes a KV cache of `turn` mode valid: old hidden states do not move, a cached pass equals a whole one."""
     model, positions, tokens = make_text(), random_positions(2 * LENGTH), some_tokens(2 * LENGTH)
     valid = torch.ones(1, 2 * LENGTH, dtype=torch.bool)
     turn = torch.cat([TURN, TURN * 2], dim=1)
@@ -228,9 +228,10 @@ def one_row(inputs: Inputs, row: int, more: list[int]) -> Inputs:
         [inputs.positions[:, row, keep], torch.arange(start, start + len(more)).expand(3, -1)], dim=1
     )
     rest = torch.zeros(len(more), dtype=torch.long)
+    written = torch.tensor(more, dtype=torch.long)
     tokens, media, turn = (
         torch.cat([part[row, keep], new])[None]
-        for part, new in ((inputs.tokens, torch.tensor(more, dtype=torch.long)), (inputs.media, rest), (inputs.turn, rest))
+        for part, new in ((inputs.tokens, written), (inputs.media, rest), (inputs.turn, rest))
     )
     valid = torch.ones(1, count, dtype=torch.bool)
     return Inputs(tokens, positions[:, None], valid, media, turn, ~valid)
