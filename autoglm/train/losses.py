@@ -78,9 +78,12 @@ def patch_loss(lesson: PatchLesson, patches: Tensor, batch: Batch) -> tuple[Tens
     weight = torch.where(wanted > 0, 1.0, BACKGROUND_WEIGHT)
     classes = (F.cross_entropy(scores, wanted, reduction="none") * weight).sum() / weight.sum()
     named = batch.patch_class > 0
-    offsets = F.smooth_l1_loss(lesson.offset(patches)[named], batch.patch_offset[named], beta=0.02)
-    with torch.no_grad():
-        right = (scores.argmax(-1) == wanted)[wanted > 0].float().mean()
+    offsets, right = scores.new_zeros(()), scores.new_ones(())
+    # A mean over nothing is not a number, and one such batch would end a run.
+    if named.any():
+        offsets = F.smooth_l1_loss(lesson.offset(patches)[named], batch.patch_offset[named], beta=0.02)
+        with torch.no_grad():
+            right = (scores.argmax(-1) == wanted)[wanted > 0].float().mean()
     return classes + 5.0 * offsets, {
         "patch": float(classes.detach()),
         "offset": float(offsets.detach()),
