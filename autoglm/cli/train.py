@@ -14,13 +14,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from autoglm.cli.console import parameter_count, size
+from autoglm.cli.console import CountBar, parameter_count, size
 from autoglm.errors import ConfigError, FormatError
 from autoglm.train.checkpoint import read_done
 from autoglm.train.distributed import current_world, join_world, leave_world, pick_device, wait_for_all
 from autoglm.train.export import MODEL_NAME, export_pair, export_text
+from autoglm.train.fusion_report import make_fusion_report
 from autoglm.train.inference import load_phone
 from autoglm.train.model import PRESETS
+from autoglm.train.model_card import write_card
+from autoglm.train.report import EXPORT_FOLDER, REPORT_FOLDER, make_report
 from autoglm.train.sizes import parameter_counts
 from autoglm.train.stages import SMOKE, STAGES, TRAINABLE, RunContext
 from autoglm.train.trainer import Outcome, train
@@ -31,6 +34,7 @@ from autoglm.train.world.split import SPLITS
 
 logger = logging.getLogger("autoglm.cli")
 EXPORTED = "qat"  # the stage whose weights are shipped
+REPORT = "report"  # not trained: the last step of the road, after the export
 _RUN_FILE = "run.json"
 
 
@@ -75,7 +79,7 @@ def list_presets() -> None:
         row = [parameter_count(counts[part]) for part in parts]
         table.add_row(name, f"{parameter_count(counts['all'])} ({counts['all']:,})", *row, command)
     console.print(table, highlight=False)
-    console.print(f"Stages, in this order: {', '.join(STAGES)}", highlight=False)
+    console.print(f"Stages, in this order: {', '.join([*STAGES, REPORT])}", highlight=False)
 
 
 def _train_stages(names: Sequence[str], preset: str, run_dir: Path, options: TrainOptions) -> int:
@@ -83,7 +87,7 @@ def _train_stages(names: Sequence[str], preset: str, run_dir: Path, options: Tra
     deadline = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     context = RunContext(preset=preset, run_dir=run_dir, device=pick_device())
     if is_first:
-        logger.info(f"Training preset {preset} in '{run_dir}' on {_machine(context)}: {', '.join(names)}")
+        logger.info(f"Training preset {preset} in '{run_dir}' on {_machine(context)}: {', '.join(names) or REPORT}")
     for number, name in enumerate(names, start=1):
         place = f"[{number}/{len(names)}] {name}"
         if read_done(run_dir / name) is not None:
@@ -99,16 +103,19 @@ def _train_stages(names: Sequence[str], preset: str, run_dir: Path, options: Tra
                 logger.info(f"Stopped. Go on with: {_command(options, preset)}")
             return 0 if outcome.signal is None else 128 + outcome.signal
     if is_first:
-        _export(run_dir)
+        is_exported = _export(run_dir)
+        # Asked for by name it measures anew what is finished; at a run's end only what has changed since the last one.
+        if REPORT in options.stages or (is_exported and not options.stages):
+            _report(context, reuse=options.resume or not options.stages)
         Console().print(_summary(names, run_dir))
     return 0
 
 
-def _export(run_dir: Path) -> None:
+def _export(run_dir: Path) -> bool:
     """Write the GGUF pair, and the text file for tools that insist on every tensor, once the last stage is done."""
     if EXPORTED not in STAGES or read_done(run_dir / EXPORTED) is None:
-        return
-    folder = run_dir / "export"
+        return False
+    folder = run_dir / EXPORT_FOLDER
     folder.mkdir(exist_ok=True)
     phone = load_phone(run_dir / EXPORTED)
     state, config, tokenizer = phone.model.state_dict(), phone.model.config, phone.tokenizer.gguf_metadata()
@@ -116,6 +123,18 @@ def _export(run_dir: Path) -> None:
     compatible = folder / f"{MODEL_NAME}-compatible-Q4_K_M.gguf"
     export_text(compatible, state, config, tokenizer, compatible=True)
     logger.info(f"Exported '{pair.text}' and '{pair.mmproj}', {size(pair.nbytes)} together; also '{compatible.name}'")
+    return True
+
+
+def _report(context: RunContext, *, reuse: bool) -> None:
+    """Ask every finished stage the held-out set, compare the fusions, write the model card."""
+    with CountBar("asking the held-out set") as bar:
+        report = make_report(context, reuse=reuse, progress=bar.report)
+    for name, reason in report.missing.items():
+        logger.warning(f"report: no column {name}, {reason}")
+    with CountBar("asking both fusions") as bar:
+        make_fusion_report(context, reuse=reuse, progress=bar.report)
+    logger.info(f"Measured in '{context.run_dir / REPORT_FOLDER}', model card '{write_card(context)}'")
 
 
 def _preset(options: TrainOptions) -> str:
@@ -149,10 +168,11 @@ def _check_world(preset: str) -> None:
 
 
 def _chosen_stages(wanted: Sequence[str]) -> list[str]:
-    """The stages asked for in the order they build on each other; all without a wish."""
-    unknown = [name for name in wanted if name not in STAGES]
+    """The stages to train in the order they build on each other; all without a wish. The report is none of them."""
+    known = [*STAGES, REPORT]
+    unknown = [name for name in wanted if name not in known]
     if unknown:
-        raise ConfigError(f"--stage {unknown[0]!r} is no stage; the stages are {', '.join(STAGES)}")
+        raise ConfigError(f"--stage {unknown[0]!r} is no stage; the stages are {', '.join(known)}")
     return [name for name in STAGES if not wanted or name in wanted]
 
 
