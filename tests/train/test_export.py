@@ -58,9 +58,8 @@ def test_names_and_sizes(pair: Exported) -> None:
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_every_parameter_has_one_name_in_the_file(name: str) -> None:
-    vision = replace(preset(name).vision, stem_norms=False)
     with torch.device("meta"):
-        parameters = list(AutoGLMPhone(replace(preset(name), vision=vision)).state_dict())
+        parameters = list(AutoGLMPhone(preset(name).without_stem_norms()).state_dict())
     stored = [gguf_name(parameter) for parameter in parameters]
     assert len(set(stored)) == len(parameters)
     assert [torch_name(tensor) for tensor in stored] == parameters
@@ -91,7 +90,7 @@ def test_every_weight_of_the_files_is_the_trained_one_bit_for_bit(trained: AutoG
             expected = expected.reshape(-1, 64, 256)[:, order].reshape(-1, 256)
         np.testing.assert_array_equal(values.view(np.uint32), expected.view(np.uint32), err_msg=name)
         seen += 1
-    assert seen == 1 + 1 + 4 * 4 + 2 * 2 + (4 * 2 + 2) + (1 + 11 * 2 + 2) + 5 * 2
+    assert seen == 1 + 1 + 4 * 4 + 2 * 2 + (4 * 2 + 2) + (11 * 2 + 2) + 5 * 2
     others = {n: p for n, p in trained.named_parameters() if tuple(p.shape) and p.dim() != 2 and "_proj." not in n}
     for name, p in others.items():
         np.testing.assert_array_equal(stored[gguf_name(name)].data.reshape(p.shape), p.detach().numpy(), err_msg=name)
@@ -257,8 +256,10 @@ def test_a_pair_of_other_files_is_refused(pair: Exported, tmp_path: Path) -> Non
 
 def test_every_key_and_tensor_is_documented(pair: Exported, tmp_path: Path) -> None:
     document = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
-    vision = replace(preset("smoke").vision, stem_channels=())
-    plain = make_phone(replace(preset("smoke"), vision=vision))
+    smoke = preset("smoke")
+    assert smoke.audio is not None
+    without_stems = replace(smoke.vision, stem_channels=()), replace(smoke.audio, stem_residuals=0)
+    plain = make_phone(replace(smoke, vision=without_stems[0], audio=without_stems[1]))
     files = export_pair(plain.state_dict(), plain.config, METADATA, tmp_path)
     for path in (pair.text, pair.mmproj, files.mmproj):
         with GGUFFile.open(path) as file:
