@@ -339,4 +339,3 @@ def test_real_voices_say_it() -> None:
     except ConfigError as error:
         pytest.skip(f"no speech engine here: {error}")
     assert same(one, two) and one.inputs.frames is not None and bool((one.inputs.frames > 20).all())
-

@@ -224,9 +224,7 @@ def one_row(inputs: Inputs, row: int, more: list[int]) -> Inputs:
     keep = inputs.valid[row]
     count = int(keep.sum()) + len(more)
     start = int(inputs.positions[:, row].max()) + 1
-    positions = torch.cat(
-        [inputs.positions[:, row, keep], torch.arange(start, start + len(more)).expand(3, -1)], dim=1
-    )
+    positions = torch.cat([inputs.positions[:, row, keep], torch.arange(start, start + len(more)).expand(3, -1)], dim=1)
     rest = torch.zeros(len(more), dtype=torch.long)
     written = torch.tensor(more, dtype=torch.long)
     tokens, media, turn = (

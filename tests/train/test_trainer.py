@@ -61,9 +61,7 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path, number: int) -
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts") and len(losses(tmp_path / "whole")) == 6
     one, other = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-    whole, parts = (
-        read_tensors(tmp_path / kind / "toy" / "checkpoint.safetensors")[0] for kind in ("whole", "parts")
-    )
+    whole, parts = (read_tensors(tmp_path / kind / "toy" / "checkpoint.safetensors")[0] for kind in ("whole", "parts"))
     assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
