@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from autoglm.errors import ConfigError
 from autoglm.formats.quant_types import BLOCK, GGMLType
+from autoglm.whole_file import whole_file
 
 MetadataValue = str | int | float | bool | list[str] | list[int] | list[float]
 
@@ -41,26 +41,29 @@ def write_gguf(
     metadata  whole numbers become u32, or i32 in arrays; an empty array is left out
     Raises ConfigError if the folder cannot be written.
     """
-    temporary = path.with_name(path.name + ".writing")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        writer = gguf.GGUFWriter(temporary, architecture)
-        for key, value in metadata.items():
-            _add_key(writer, key, value)
-        for name, tensor in tensors.items():
-            data = np.ascontiguousarray(tensor.data)
-            is_blocks = BLOCK[tensor.type][0] > 1
-            raw_type = gguf.GGMLQuantizationType(int(tensor.type)) if is_blocks else None
-            writer.add_tensor(name, data, raw_shape=data.shape if is_blocks else None, raw_dtype=raw_type)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            _write(temporary, architecture, metadata, tensors)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         reason = error.strerror or str(error)
         raise ConfigError(f"{path} cannot be written: {reason}; name a folder you may write to") from None
+
+
+def _write(
+    path: Path, architecture: str, metadata: Mapping[str, MetadataValue], tensors: Mapping[str, StoredTensor]
+) -> None:
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in metadata.items():
+        _add_key(writer, key, value)
+    for name, tensor in tensors.items():
+        data = np.ascontiguousarray(tensor.data)
+        is_blocks = BLOCK[tensor.type][0] > 1
+        raw_type = gguf.GGMLQuantizationType(int(tensor.type)) if is_blocks else None
+        writer.add_tensor(name, data, raw_shape=data.shape if is_blocks else None, raw_dtype=raw_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def _add_key(writer: gguf.GGUFWriter, key: str, value: MetadataValue) -> None:

@@ -12,7 +12,6 @@ tensors, gathered one at a time, so that a run goes on with any number of proces
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from autoglm.errors import ConfigError, FormatError
 from autoglm.train.distributed import like
+from autoglm.whole_file import whole_file
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 WEIGHTS_FILE = "weights.safetensors"
@@ -58,10 +58,8 @@ class Done:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Facts) -> None:
     """Write the file under a temporary name, push it to the disk, then rename it over the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".writing")
-    save_file(_without_shared_memory(tensors), temporary, metadata={_FACTS_KEY: json.dumps(asdict(facts))})
-    _replace(temporary, path)
+    with whole_file(path) as temporary:
+        save_file(_without_shared_memory(tensors), temporary, metadata={_FACTS_KEY: json.dumps(asdict(facts))})
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], Facts]:
@@ -114,9 +112,8 @@ def copy_state(target: Mapping[str, Tensor], source: Mapping[str, Tensor], path:
 
 def save_done(folder: Path, done: Done) -> None:
     """Mark a stage finished; its weights must have been written before."""
-    temporary = folder / (DONE_FILE + ".writing")
-    temporary.write_text(json.dumps(asdict(done), indent=2) + "\n", encoding="utf-8")
-    _replace(temporary, folder / DONE_FILE)
+    with whole_file(folder / DONE_FILE) as temporary:
+        temporary.write_text(json.dumps(asdict(done), indent=2) + "\n", encoding="utf-8")
 
 
 def read_done(folder: Path) -> Done | None:
@@ -191,12 +188,6 @@ def _without_shared_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         own[name] = tensor.clone() if address in seen else tensor
         seen.add(address)
     return own
-
-
-def _replace(temporary: Path, path: Path) -> None:
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _kind(tensor: Tensor) -> str:

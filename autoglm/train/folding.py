@@ -30,6 +30,15 @@ def fold_stem(state: Mapping[str, Tensor], config: PhoneConfig) -> tuple[dict[st
     return folded, config.without_stem_norms()
 
 
+def folded(model: AutoGLMPhone) -> AutoGLMPhone:
+    """The same function as a new model: stems folded, norms merged. `model` stays as it is."""
+    state, config = fold_stem(model.state_dict(), model.config)
+    compact = AutoGLMPhone(config)
+    compact.load_state_dict(state)
+    merge_norms(compact)
+    return compact.train(model.training)
+
+
 def _fold(state: dict[str, Tensor], prefix: str, stem: VisionStem | AudioStem) -> None:
     stem.load_state_dict(
         {name.removeprefix(prefix): state.pop(name) for name in list(state) if name.startswith(prefix)}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from autoglm.train.report import REPORT_FOLDER, load_column, missing_columns, pa
 from autoglm.train.stages import SMOKE, RunContext
 from autoglm.train.world.split import rng_for
 from autoglm.train.world.tasks import Task
+from autoglm.whole_file import whole_file
 
 logger = logging.getLogger("autoglm.train")
 FUSION_FILE, PLOT_FILE = "fusion.json", "audio_weight.png"
@@ -144,9 +144,8 @@ def plot_weights(weights: Mapping[str, Sequence[Weight]], path: Path) -> None:
     axis.set_ylabel("audio weight")
     axis.grid(alpha=0.25)
     axis.legend(fontsize="small")
-    temporary = path.with_name(path.name + ".writing")
-    figure.savefig(temporary, format="png", dpi=90)
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=90)
 
 
 def read_fusion(path: Path) -> FusionReport:

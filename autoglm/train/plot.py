@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from autoglm.whole_file import whole_file
 
 _SMOOTHING = 0.9  # of the running mean drawn over the raw losses
 _INK = "#1f5fa8"
@@ -29,9 +30,8 @@ def plot_stage(records: Sequence[dict[str, Any]], path: Path, title: str) -> Non
     if evaluations:
         _draw_evaluations(axes[1], evaluations)
     axes[-1].set_xlabel("step")
-    temporary = path.with_name(path.name + ".writing")
-    figure.savefig(temporary, format="png", dpi=90)
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=90)
 
 
 def _draw_loss(axis: Any, records: Sequence[dict[str, Any]]) -> None:

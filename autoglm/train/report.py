@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,12 +20,12 @@ from autoglm.errors import ConfigError, FormatError
 from autoglm.train.checkpoint import WEIGHTS_FILE, read_done
 from autoglm.train.evaluate import COUNTS, Progress, Rate, evaluate, from_json, markdown_table, to_json
 from autoglm.train.export import MODEL_NAME, Exported, export_pair
-from autoglm.train.folding import fold_stem, merge_norms
+from autoglm.train.folding import folded
 from autoglm.train.inference import LoadedPhone, load_phone, replier
-from autoglm.train.model import AutoGLMPhone
 from autoglm.train.stages import SMOKE, RunContext
 from autoglm.train.tokenizer import load_tokenizer
 from autoglm.train.world.tasks import Task
+from autoglm.whole_file import whole_file
 
 logger = logging.getLogger("autoglm.train")
 REPORT_FOLDER, EXPORT_FOLDER = "report", "export"
@@ -146,13 +145,10 @@ def load_column(context: RunContext, name: str) -> LoadedPhone:
 def export_rounded(context: RunContext) -> Exported:
     """The pruned stage merely rounded: stem folded, norms merged, the best grids, no training. Files of its own."""
     phone = load_phone(context.run_dir / COLUMNS["PTQ"])
-    state, config = fold_stem(phone.model.state_dict(), phone.model.config)
-    model = AutoGLMPhone(config)
-    model.load_state_dict(state)
-    merge_norms(model)
+    model = folded(phone.model)
     folder = context.run_dir / REPORT_FOLDER / "ptq"
     folder.mkdir(parents=True, exist_ok=True)
-    return export_pair(model.state_dict(), config, load_tokenizer().gguf_metadata(), folder)
+    return export_pair(model.state_dict(), model.config, load_tokenizer().gguf_metadata(), folder)
 
 
 def render_table(report: Report) -> str:
@@ -187,11 +183,9 @@ def read_json(path: Path, maker: str) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write under another name first: a file is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".writing")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    """Write a text file, whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def part_of(progress: Progress | None, before: int, total: int) -> Progress | None:

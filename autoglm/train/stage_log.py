@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from autoglm.train.plot import plot_stage
+from autoglm.whole_file import whole_file
 
 METRICS_FILE = "metrics.jsonl"
 PLOT_FILE = "loss.png"
@@ -131,9 +131,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _kept_records(path: Path, step: int) -> list[dict[str, Any]]:
     records = [record for record in read_metrics(path) if record["step"] <= step]
     if path.exists():
-        temporary = path.with_name(path.name + ".writing")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return records
 
 

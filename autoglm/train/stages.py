@@ -4,12 +4,14 @@
     eyes      the whole vision encoder learns to name and place things on soups and screens
     listening the ears' stem learns to tell names apart and to spell (CTC)
     ears      the whole audio encoder learns to spell commands
+    sight     the larger model on typed instructions: eyes and decoder; needs no ears, so it can run beside them
     teacher   the larger model, on all tasks
     student   every other size from the teacher's layers, learning from the labels alone: the control
     distilled the same start, learning from the labels and from the teacher's logits and features
     pruned    the feed-forward part that contributes least is taken out, and the rest healed
     qat       norms merged, then training on the exact GGUF grids
-    gcmf, concat   equal short runs with and without gated fusion, for the comparison in the model card
+    gcmf, concat   the student's start with fresh projectors, with and without gated fusion: equal short runs, for the
+              comparison in the model card
 
 Export follows when `qat` is done (export.py).
 """
@@ -27,7 +29,7 @@ from torch import Tensor, nn
 from autoglm.train.checkpoint import load_stage_weights
 from autoglm.train.dataset import Batch, BatchKind, BatchMaker, Sizes, stream
 from autoglm.train.evaluate import evaluate
-from autoglm.train.folding import fold_stem, merge_norms
+from autoglm.train.folding import folded
 from autoglm.train.inference import LoadedPhone, replier
 from autoglm.train.losses import (
     CharacterLesson,
@@ -71,8 +73,8 @@ class Plan:
 
 NANO_PLAN = Plan(
     steps={
-        "reading": 3000, "eyes": 1500, "listening": 1500, "ears": 1500, "teacher": 3000, "student": 800,
-        "distilled": 800, "pruned": 300,
+        "reading": 3000, "eyes": 1500, "listening": 1500, "ears": 1500, "sight": 1500, "teacher": 1500,
+        "student": 800, "distilled": 800, "pruned": 300,
         "qat": 400, "gcmf": 500, "concat": 500,
     },
     sizes=Sizes(),
@@ -322,19 +324,11 @@ class JointStage(_Stage):
     def evaluate(self) -> dict[str, float]:
         """Shares right on a small part of the held-out set; `autoglm eval` asks all of it."""
         generate = replier(LoadedPhone(self.pupil.model, load_tokenizer()))
-        rates = evaluate(generate, counts=self.context.plan.counts)
+        counts = self.context.plan.counts
+        if not {"spoken", "heard"} & set(self.kinds):
+            counts = {task: count for task, count in counts.items() if task not in ("spoken_action", "transcribe")}
+        rates = evaluate(generate, counts=counts)
         return {name: round(rate.share, 4) for name, rate in rates.items()}
-
-
-def _with_encoders(context: RunContext, config: PhoneConfig) -> Pupil:
-    """A fresh model whose eyes and ears are those of their own stages."""
-    pupil = Pupil(config)
-    pick_layers(pupil.model, "vision", _part(context.weights("eyes"), "vision."), config.vision.num_layers)
-    assert config.audio is not None
-    pick_layers(pupil.model, "audio", _part(context.weights("ears"), "audio."), config.audio.num_layers)
-    pupil.eyes.load_state_dict(_part(context.weights("eyes"), "lesson."))
-    pupil.ears.load_state_dict(_part(context.weights("ears"), "lesson."))
-    return pupil
 
 
 def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -364,20 +358,39 @@ def pick_layers(model: AutoGLMPhone, part: str, state: dict[str, Tensor], want: 
     module.load_state_dict(picked)
 
 
+class SightStage(JointStage):
+    """The larger model on typed instructions, its eyes those of their own stage."""
+
+    name = "sight"
+    kinds = ("typed", "words")
+
+    def __init__(self, context: RunContext) -> None:
+        pupil, eyes = Pupil(context.teacher), context.weights("eyes")
+        pupil.model.vision.load_state_dict(_part(eyes, "vision."))
+        pupil.eyes.load_state_dict(_part(eyes, "lesson."))
+        super().__init__(context, pupil)
+
+
 class TeacherStage(JointStage):
-    """The larger model on all tasks."""
+    """The larger model on all tasks, its ears those of their own stage."""
 
     name = "teacher"
 
     def __init__(self, context: RunContext) -> None:
-        super().__init__(context, _with_encoders(context, context.teacher))
+        pupil, ears = Pupil(context.teacher), context.weights("ears")
+        pupil.load_state_dict(context.weights("sight"))
+        pupil.model.audio.load_state_dict(_part(ears, "audio."))
+        pupil.ears.load_state_dict(_part(ears, "lesson."))
+        super().__init__(context, pupil)
         self.evaluate_every = max(1, self.steps // 4)
 
 
-def _small_of_teacher(context: RunContext) -> Pupil:
-    """The student's start: the teacher's parts with every so many layers left out."""
-    pupil, state = Pupil(context.student), context.weights("teacher")
-    config = context.student
+def _small_of_teacher(context: RunContext, config: PhoneConfig, *, is_joined: bool = True) -> Pupil:
+    """`config`'s model of the teacher's parts with every so many layers left out.
+
+    is_joined: what joins the encoders to the decoder, projectors and fusion, is the teacher's too; else it is fresh.
+    """
+    pupil, state = Pupil(config), context.weights("teacher")
     assert config.audio is not None
     for part, layers in (
         ("text", config.text.num_layers),
@@ -385,8 +398,9 @@ def _small_of_teacher(context: RunContext) -> Pupil:
         ("audio", config.audio.num_layers),
     ):
         pick_layers(pupil.model, part, _part(state, f"model.{part}."), layers)
-    for part in ("vision_projector", "audio_projector", "fusion"):
-        getattr(pupil.model, part).load_state_dict(_part(state, f"model.{part}."))
+    if is_joined:
+        for part in ("vision_projector", "audio_projector", "fusion"):
+            getattr(pupil.model, part).load_state_dict(_part(state, f"model.{part}."))
     pupil.eyes.load_state_dict(_part(state, "eyes."))
     pupil.ears.load_state_dict(_part(state, "ears."))
     return pupil
@@ -406,7 +420,7 @@ class StudentStage(JointStage):
     learning_rate = 6e-4
 
     def __init__(self, context: RunContext) -> None:
-        super().__init__(context, _small_of_teacher(context))
+        super().__init__(context, _small_of_teacher(context, context.student))
 
 
 class DistilledStage(JointStage):
@@ -416,7 +430,7 @@ class DistilledStage(JointStage):
     learning_rate = 6e-4
 
     def __init__(self, context: RunContext) -> None:
-        super().__init__(context, _small_of_teacher(context))
+        super().__init__(context, _small_of_teacher(context, context.student))
         self.teacher = _teacher(context)
 
 
@@ -445,10 +459,7 @@ class QatStage(JointStage):
 
     def __init__(self, context: RunContext) -> None:
         pupil = _pruned(context)
-        state, config = fold_stem(pupil.model.state_dict(), pupil.model.config)
-        pupil.model = AutoGLMPhone(config)
-        pupil.model.load_state_dict(state)
-        merge_norms(pupil.model)
+        pupil.model = folded(pupil.model)
         attach_qat(pupil.model)
         super().__init__(context, pupil)
         self.teacher = _teacher(context)
@@ -465,12 +476,12 @@ def _pruned(context: RunContext) -> Pupil:
 
 
 class GcmfStage(JointStage):
-    """A short run of the student's sizes with gated fusion, from the encoders."""
+    """The student's start with fresh projectors and fusion, for a short run."""
 
     name = "gcmf"
 
     def __init__(self, context: RunContext) -> None:
-        super().__init__(context, _with_encoders(context, context.student))
+        super().__init__(context, _small_of_teacher(context, context.student, is_joined=False))
 
 
 class ConcatStage(JointStage):
@@ -479,7 +490,8 @@ class ConcatStage(JointStage):
     name = "concat"
 
     def __init__(self, context: RunContext) -> None:
-        super().__init__(context, _with_encoders(context, concatenating(context.student)))
+        config = concatenating(context.student)
+        super().__init__(context, _small_of_teacher(context, config, is_joined=False))
 
 
 def concatenating(config: PhoneConfig) -> PhoneConfig:
@@ -493,7 +505,7 @@ def concatenating(config: PhoneConfig) -> PhoneConfig:
 
 
 _CLASSES: Sequence[type[_Stage]] = (
-    ReadingStage, EyesStage, ListeningStage, EarsStage, TeacherStage, StudentStage, DistilledStage, PrunedStage,
-    QatStage, GcmfStage, ConcatStage,
+    ReadingStage, EyesStage, ListeningStage, EarsStage, SightStage, TeacherStage, StudentStage, DistilledStage,
+    PrunedStage, QatStage, GcmfStage, ConcatStage,
 )  # fmt: skip
 STAGES: dict[str, Callable[[RunContext], Stage]] = {stage.name: stage for stage in _CLASSES}

@@ -9,7 +9,7 @@ import torch
 
 from autoglm.train.checkpoint import WEIGHTS_FILE, Done, Facts, save_done, save_tensors
 from autoglm.train.export import export_pair
-from autoglm.train.folding import fold_stem, merge_norms
+from autoglm.train.folding import folded
 from autoglm.train.model import AutoGLMPhone, PhoneConfig
 from autoglm.train.quantization import attach_qat
 from autoglm.train.report import EXPORT_FOLDER
@@ -55,8 +55,4 @@ def _pruned(config: PhoneConfig) -> PhoneConfig:
 
 
 def _quantized(model: AutoGLMPhone) -> AutoGLMPhone:
-    state, config = fold_stem(model.state_dict(), model.config)
-    folded = AutoGLMPhone(config).eval()
-    folded.load_state_dict(state)
-    merge_norms(folded)
-    return attach_qat(folded)
+    return attach_qat(folded(model))
