@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from autoglm.media.log_mel import log_mel
-from autoglm.media.screen_pixels import encoder_pixels
+from autoglm.media.screen_pixels import encoder_pixels, encoder_size
 from autoglm.train.model.phone import Inputs
 from autoglm.train.model.presets import PhoneConfig
 from autoglm.train.tokenizer import SPECIALS, NanoTokenizer
@@ -48,7 +48,7 @@ class Batch:
     """One micro-batch; None where a kind has no such part.
 
     inputs and targets [B, L] (token wanted after each position, -100 for none); coordinates [B, L] marks targets that
-    are screen coordinates; patch_class [S, P] (0 background) and patch_offset [S, P, 2]: which label's ink a patch
+    are screen coordinates; pointed [B, L] marks the picture tokens that show what a row's action touches; patch_class [S, P] (0 background) and patch_offset [S, P, 2]: which label's ink a patch
     shows and where that ink's middle lies from the patch's middle, in parts of the picture's width;
     characters [A, C] (padded with 0) and character_counts [A] of what was said; snr [A] in dB (60: clean);
     names [A]: which name is said, label number times languages plus language.
@@ -58,6 +58,7 @@ class Batch:
     inputs: Inputs
     targets: Tensor
     coordinates: Tensor
+    pointed: Tensor | None = None
     patch_class: Tensor | None = None
     patch_offset: Tensor | None = None
     characters: Tensor | None = None
@@ -176,6 +177,15 @@ def collate_rows(rows: Sequence[Row], pad_token: int, *, left: bool = False) -> 
     return inputs, torch.from_numpy(targets), torch.from_numpy(coordinates)
 
 
+def ink_share(element: Element, rows: int, columns: int) -> NDArray[np.float64]:
+    """How much of each cell of a grid over the picture the element's ink box covers: [rows, columns], 0 to 1."""
+    left, top, right, bottom = element.ink
+    y0, x0 = np.arange(rows) / rows, np.arange(columns) / columns
+    high = np.clip(np.minimum(bottom, y0 + 1 / rows) - np.maximum(top, y0), 0, None) * rows
+    wide = np.clip(np.minimum(right, x0 + 1 / columns) - np.maximum(left, x0), 0, None) * columns
+    return high[:, None] * wide[None]
+
+
 def patch_targets(
     elements: Sequence[Element], rows: int, columns: int, aspect: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -183,7 +193,7 @@ def patch_targets(
 
     aspect: the picture's height over its width.
     """
-    share = np.zeros((rows, columns), dtype=np.float32)
+    share = np.zeros((rows, columns), dtype=np.float64)
     found = np.zeros((rows, columns), dtype=np.int64)
     offset = np.zeros((rows, columns, 2), dtype=np.float32)
     y0, x0 = np.arange(rows) / rows, np.arange(columns) / columns
@@ -192,9 +202,7 @@ def patch_targets(
         if number is None:
             continue
         left, top, right, bottom = element.ink
-        high = np.clip(np.minimum(bottom, y0 + 1 / rows) - np.maximum(top, y0), 0, None) * rows
-        wide = np.clip(np.minimum(right, x0 + 1 / columns) - np.maximum(left, x0), 0, None) * columns
-        covered = high[:, None] * wide[None]
+        covered = ink_share(element, rows, columns)
         won = (covered > share) & (covered >= PATCH_SHARE)
         share[won], found[won] = covered[won], number
         dx = (left + right) / 2 - (x0 + 0.5 / columns)
@@ -213,6 +221,7 @@ class Sizes:
     questions: int = 5  # per screen
     spoken_screens: int = 2
     spoken_questions: int = 4
+    spare_questions: int = 0  # drawn beyond those of a screen; of all, those that touch nothing are dropped first
     sounds: int = 12
     words: int = 16
 
@@ -264,7 +273,8 @@ class BatchMaker(Dataset[list[Batch]]):
         examples: list[Example] = []
         for screen in self._same_size_screens(rng, screens):
             mix = TYPED_MIX if kind == "typed" else SPOKEN_MIX
-            examples += examples_for_screen(screen, rng, self.split, questions, mix=mix)
+            drawn = examples_for_screen(screen, rng, self.split, questions + self.sizes.spare_questions, mix=mix)
+            examples += sorted(drawn, key=lambda example: example.target is None)[:questions]
         return self.batch(kind, examples, rng)
 
     def _same_size_screens(self, rng: np.random.Generator, count: int) -> list[Screen]:
@@ -272,7 +282,8 @@ class BatchMaker(Dataset[list[Batch]]):
         found: dict[tuple[int, int], list[Screen]] = {}
         while True:
             screen = draw_screen(int(rng.integers(1 << 40)), self.split, width=DRAWING_WIDTH)
-            same = found.setdefault(self._pixels(screen).shape[1:], [])
+            size = encoder_size(*screen.image.size, max_pixels=self.config.vision.max_pixels)
+            same = found.setdefault(size, [])
             same.append(screen)
             if len(same) == count:
                 return same
@@ -315,6 +326,12 @@ class BatchMaker(Dataset[list[Batch]]):
             inputs.images = torch.from_numpy(np.stack(pixels))
             inputs.image_of = torch.tensor([screens[id(e.screen)] if e.screen is not None else -1 for e in examples])
             self._add_patches(result, [screen.elements for screen in pictures])
+            result.pointed = torch.zeros_like(coordinates)
+            for row, example in enumerate(examples):
+                if example.target is not None and grid is not None:
+                    share = ink_share(example.target, *grid)
+                    shows = share >= min(PATCH_SHARE, share.max())
+                    result.pointed[row, inputs.media[row] == 1] = torch.from_numpy(shows.reshape(-1))
         sounds = [sound for sound in heard if sound is not None]
         if sounds:
             numbers = iter(range(len(sounds)))

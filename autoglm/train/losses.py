@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autoglm.train.dataset import NO_TARGET, Batch, alphabet
-from autoglm.train.model.phone import AutoGLMPhone, Embedded
+from autoglm.train.model.phone import AutoGLMPhone, Embedded, Inputs
 from autoglm.train.model.presets import PhoneConfig
+from autoglm.train.model.text import DecoderLayer, rope_tables, rotate
 from autoglm.train.world.labels import LABELS, LANGUAGES, VISIBLE
 
 # A coordinate a little off still lands: its target is a bell over the numbers, this many units (of 1000) wide.
@@ -18,6 +21,8 @@ BACKGROUND_WEIGHT = 0.15
 # At this signal-to-noise ratio (dB) a sound is half trusted, and 6 dB change the odds e-fold.
 HALF_TRUST_SNR = 8.0
 SNR_PER_NAT = 6.0
+# The layer whose first head learns to point: the last but one, so that the last can read what it found.
+POINTING_LAYER_FROM_END = 2
 
 
 class PatchLesson(nn.Module):
@@ -149,6 +154,34 @@ def word_loss(
         guess = logits[is_coordinate][:, coordinates.number_ids].argmax(-1)
         facts["off"] = float((guess - coordinates.number_of[targets[is_coordinate]]).abs().float().median())
     return ((1 - share / 2) * words + share * places.mean()) / (1 + share / 2), facts
+
+
+def pointing_loss(model: AutoGLMPhone, inputs: Inputs, layer_inputs: Sequence[Tensor], batch: Batch) -> Tensor | None:
+    """Where one head looks while a coordinate is written: minus the log of its attention to the thing to be touched.
+
+    Finding the place is one head's work, and found by chance it takes thousands of steps; shown where to look it takes
+    hundreds (supervised attention, Liu et al. 2016). None where the batch touches nothing.
+    """
+    if batch.pointed is None:
+        return None
+    rows, at = (batch.coordinates & batch.pointed.any(dim=1, keepdim=True)).nonzero(as_tuple=True)
+    if not len(rows):
+        return None
+    index = len(model.text.layers) - POINTING_LAYER_FROM_END
+    layer = model.text.layers[index]
+    assert isinstance(layer, DecoderLayer)
+    attention, size = layer.self_attn, model.config.text.head_dim
+    x = layer.input_layernorm(layer_inputs[index])
+    cos, sin = rope_tables(model.config.text, inputs.positions)
+
+    def first_head(projection: nn.Linear) -> Tensor:
+        return rotate(F.linear(x, projection.weight[:size], projection.bias[:size])[:, None], cos, sin)[:, 0]
+
+    q, k = first_head(attention.q_proj)[rows, at], first_head(attention.k_proj)[rows]
+    scores = (k @ q[..., None])[..., 0] * size**-0.5
+    after = torch.arange(scores.shape[1], device=scores.device) > at[:, None]
+    log_probs = F.log_softmax(scores.masked_fill(after | ~inputs.valid[rows], -torch.inf), dim=-1)
+    return -log_probs.masked_fill(~batch.pointed[rows], -torch.inf).logsumexp(dim=-1).mean()
 
 
 def trust_loss(embedded: Embedded, batch: Batch) -> Tensor:

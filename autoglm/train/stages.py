@@ -41,6 +41,7 @@ from autoglm.train.losses import (
     follow_loss,
     name_loss,
     patch_loss,
+    pointing_loss,
     trust_loss,
     word_logits,
     word_loss,
@@ -57,7 +58,7 @@ TRAINABLE = ("nano",)
 JOINT_KINDS: tuple[BatchKind, ...] = ("typed", "spoken", "heard", "words")
 # How much each micro-batch kind counts, and the encoders' own lessons beside the words.
 KIND_WEIGHT: dict[str, float] = {"typed": 1.5, "spoken": 1.2, "heard": 0.8, "words": 0.5}
-LESSON_WEIGHT, TRUST_WEIGHT = 0.3, 0.1
+LESSON_WEIGHT, TRUST_WEIGHT, POINTING_WEIGHT = 0.3, 0.1, 0.3
 FOLLOW_WEIGHT, FEATURE_WEIGHT = 0.5, 1.0
 
 
@@ -289,9 +290,14 @@ class JointStage(_Stage):
         batch = self.to_device(batch)
         model = self.pupil.model
         embedded = model.embed(batch.inputs)
-        hidden = model.hidden(batch.inputs, embedded)
+        layer_inputs = [embedded.embeddings]
+        hidden = model.hidden(batch.inputs, embedded, layer_inputs)
         logits, targets, is_coordinate = word_logits(model, hidden, batch)
         loss, facts = word_loss(logits, targets, is_coordinate, self.coordinates)
+        pointing = pointing_loss(model, batch.inputs, layer_inputs, batch)
+        if pointing is not None:
+            loss = loss + POINTING_WEIGHT * pointing
+            facts["pointing"] = float(pointing.detach())
         if embedded.patches is not None:
             lesson, told = patch_loss(self.pupil.eyes, embedded.patches, batch)
             loss = loss + LESSON_WEIGHT * lesson
@@ -369,6 +375,10 @@ class SightStage(JointStage):
         pupil.model.vision.load_state_dict(_part(eyes, "vision."))
         pupil.eyes.load_state_dict(_part(eyes, "lesson."))
         super().__init__(context, pupil)
+
+    def sizes(self) -> Sizes:
+        """Finding is the hard part: half of the instructions here touch something, a quarter elsewhere."""
+        return replace(super().sizes(), spare_questions=5)
 
 
 class TeacherStage(JointStage):
