@@ -6,6 +6,7 @@ share nothing.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -419,7 +420,7 @@ def stream(maker: BatchMaker, start: int, *, rank: int = 0, world: int = 1, work
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         multiprocessing_context="fork" if workers else None,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
     )
     yield from loader
 
@@ -440,5 +441,8 @@ class _Count:
         return 1 << 30
 
 
-def _one_thread(_: int) -> None:
+def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
+    # Ctrl-C and a group's SIGTERM reach the workers too; the trainer decides, and ends them when its step is saved.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autoglm.train.dataset import NO_TARGET, Batch, alphabet
+from autoglm.train.model.fusion import rms
 from autoglm.train.model.phone import AutoGLMPhone, Embedded, Inputs
 from autoglm.train.model.presets import PhoneConfig
 from autoglm.train.model.text import DecoderLayer, rope_tables, rotate
+from autoglm.train.tokenizer import NanoTokenizer
 from autoglm.train.world.labels import LABELS, LANGUAGES, VISIBLE
 
 # A coordinate a little off still lands: its target is a bell over the numbers, this many units (of 1000) wide.
@@ -154,6 +156,48 @@ def word_loss(
         guess = logits[is_coordinate][:, coordinates.number_ids].argmax(-1)
         facts["off"] = float((guess - coordinates.number_of[targets[is_coordinate]]).abs().float().median())
     return ((1 - share / 2) * words + share * places.mean()) / (1 + share / 2), facts
+
+
+class Names(nn.Module):
+    """What every visible label is called, as tokens: ids and mask [languages, labels, tokens of the longest name]."""
+
+    ids: Tensor
+    mask: Tensor
+
+    def __init__(self, tokenizer: NanoTokenizer) -> None:
+        super().__init__()
+        names = [[tokenizer.encode(label.text(language)) for label in VISIBLE] for language in LANGUAGES]
+        longest = max(len(name) for each in names for name in each)
+        padded = [[name + [0] * (longest - len(name)) for name in each] for each in names]
+        lengths = torch.tensor([[len(name) for name in each] for each in names])
+        self.register_buffer("ids", torch.tensor(padded), persistent=False)
+        self.register_buffer("mask", torch.arange(longest) < lengths[..., None], persistent=False)
+
+    def forward(self, embedding: nn.Embedding) -> Tensor:
+        """The mean of each name's token embeddings: [languages, labels, D]."""
+        mask = self.mask[..., None]
+        return (embedding(self.ids) * mask).sum(dim=2) / mask.sum(dim=2)
+
+
+def naming_loss(model: AutoGLMPhone, names: Names, embedded: Embedded, batch: Batch) -> Tensor | None:
+    """Picture tokens lie near the words for what they show: cross-entropy over the cosines to all names, both languages.
+
+    A question names one thing of a screen; this names all of them at once. None where nothing shown has a name.
+    """
+    assert batch.patch_class is not None and batch.inputs.images is not None and batch.inputs.image_of is not None
+    patch, merge = model.config.vision.patch_size, model.config.vision.merge_size
+    rows, columns = (side // patch // merge for side in batch.inputs.images.shape[2:])
+    shown = batch.patch_class.view(-1, rows, merge, columns, merge).transpose(2, 3).flatten(3).flatten(1, 2)
+    has = batch.inputs.image_of >= 0
+    shown = shown[batch.inputs.image_of[has]]  # [rows with a picture, its tokens, patches of a token]
+    tokens = embedded.embeddings[has][batch.inputs.media[has] == 1].view(*shown.shape[:2], -1)
+    row, token, part = (shown > 0).nonzero(as_tuple=True)
+    if not len(row):
+        return None
+    called = rms(names(model.text.embed_tokens))
+    scores = torch.einsum("nd,gcd->ngc", rms(tokens[row, token]), called) * tokens.shape[-1] ** -0.5
+    wanted = (shown[row, token, part] - 1)[:, None].expand(-1, len(LANGUAGES))
+    return F.cross_entropy(scores.flatten(0, 1), wanted.flatten())
 
 
 def pointing_loss(model: AutoGLMPhone, inputs: Inputs, layer_inputs: Sequence[Tensor], batch: Batch) -> Tensor | None:

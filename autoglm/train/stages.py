@@ -35,11 +35,13 @@ from autoglm.train.losses import (
     CharacterLesson,
     Coordinates,
     NameLesson,
+    Names,
     PatchLesson,
     character_loss,
     feature_loss,
     follow_loss,
     name_loss,
+    naming_loss,
     patch_loss,
     pointing_loss,
     trust_loss,
@@ -74,7 +76,7 @@ class Plan:
 
 NANO_PLAN = Plan(
     steps={
-        "reading": 3000, "eyes": 1500, "listening": 1500, "ears": 1500, "sight": 1500, "teacher": 1500,
+        "reading": 3000, "eyes": 1500, "listening": 1500, "ears": 1500, "sight": 1000, "teacher": 1500,
         "student": 800, "distilled": 800, "pruned": 300,
         "qat": 400, "gcmf": 500, "concat": 500,
     },
@@ -282,6 +284,7 @@ class JointStage(_Stage):
         self.coordinates = Coordinates(load_tokenizer().number_ids, self.model_config.text.vocab_size).to(
             context.device
         )
+        self.names = Names(load_tokenizer()).to(context.device)
 
     def modules(self) -> nn.Module:
         return self.pupil
@@ -299,6 +302,10 @@ class JointStage(_Stage):
             loss = loss + POINTING_WEIGHT * pointing
             facts["pointing"] = float(pointing.detach())
         if embedded.patches is not None:
+            naming = naming_loss(model, self.names, embedded, batch)
+            if naming is not None:
+                loss = loss + LESSON_WEIGHT * naming
+                facts["naming"] = float(naming.detach())
             lesson, told = patch_loss(self.pupil.eyes, embedded.patches, batch)
             loss = loss + LESSON_WEIGHT * lesson
             facts["patch_acc"] = told["patch_acc"]
