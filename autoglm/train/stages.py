@@ -76,7 +76,7 @@ class Plan:
 
 NANO_PLAN = Plan(
     steps={
-        "reading": 3000, "eyes": 1500, "listening": 1500, "ears": 1500, "sight": 1000, "teacher": 1500,
+        "reading": 3000, "eyes": 1500, "listening": 1500, "ears": 3000, "sight": 900, "teacher": 1500,
         "student": 800, "distilled": 800, "pruned": 300,
         "qat": 400, "gcmf": 500, "concat": 500,
     },
