@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from autoglm.media.log_mel import log_mel
 from autoglm.media.screen_pixels import encoder_pixels, encoder_size
+from autoglm.train.model.audio import token_count
 from autoglm.train.model.phone import Inputs
 from autoglm.train.model.presets import PhoneConfig
 from autoglm.train.tokenizer import SPECIALS, NanoTokenizer
@@ -31,7 +32,7 @@ from autoglm.train.world.labels import LABELS, LANGUAGES, VISIBLE_CLASS, Languag
 from autoglm.train.world.screens import Screen, draw_screen
 from autoglm.train.world.soup import draw_soup
 from autoglm.train.world.split import Split, rng_for
-from autoglm.train.world.tasks import Example, Task, examples_for_screen, speech_only, text_only
+from autoglm.train.world.tasks import Example, Task, centre, examples_for_screen, speech_only, text_only
 
 NO_TARGET = -100
 DRAWING_WIDTH = 448
@@ -49,9 +50,11 @@ class Batch:
     """One micro-batch; None where a kind has no such part.
 
     inputs and targets [B, L] (token wanted after each position, -100 for none); coordinates [B, L] marks targets that
-    are screen coordinates; pointed [B, L] marks the picture tokens that show what a row's action touches; patch_class [S, P] (0 background) and patch_offset [S, P, 2]: which label's ink a patch
-    shows and where that ink's middle lies from the patch's middle, in parts of the picture's width;
-    characters [A, C] (padded with 0) and character_counts [A] of what was said; snr [A] in dB (60: clean);
+    are screen coordinates; pointed [B, L] marks the picture tokens that show what a row's action touches;
+    patch_class [S, P] (0 background) and patch_offset [S, P, 2]: which label's ink a patch shows and where that ink's
+    middle lies from the patch's middle, in parts of the picture's width; patch_place [S, P, 2]: where that label would
+    be touched, x and y 0 to 999; characters [A, C] (padded with 0) and character_counts [A] of what was said,
+    said [A, N] and said_counts [A] the same as tokens; snr [A] in dB, 60 clean;
     names [A]: which name is said, label number times languages plus language.
     """
 
@@ -62,11 +65,13 @@ class Batch:
     pointed: Tensor | None = None
     patch_class: Tensor | None = None
     patch_offset: Tensor | None = None
+    patch_place: Tensor | None = None
     characters: Tensor | None = None
     character_counts: Tensor | None = None
+    said: Tensor | None = None
+    said_counts: Tensor | None = None
     snr: Tensor | None = None
     names: Tensor | None = None
-    examples: list[Example] = field(default_factory=list)
 
 
 @cache
@@ -189,14 +194,15 @@ def ink_share(element: Element, rows: int, columns: int) -> NDArray[np.float64]:
 
 def patch_targets(
     elements: Sequence[Element], rows: int, columns: int, aspect: float
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Which label's ink each patch shows, and where its middle is: class [P] and offset [P, 2], see `Batch`.
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
+    """Which label's ink each patch shows and where: class [P], offset [P, 2] and place [P, 2], see `Batch`.
 
     aspect: the picture's height over its width.
     """
     share = np.zeros((rows, columns), dtype=np.float64)
     found = np.zeros((rows, columns), dtype=np.int64)
     offset = np.zeros((rows, columns, 2), dtype=np.float32)
+    place = np.zeros((rows, columns, 2), dtype=np.int64)
     y0, x0 = np.arange(rows) / rows, np.arange(columns) / columns
     for element in elements:
         number = VISIBLE_CLASS.get((element.label.kind, element.label.key))
@@ -205,11 +211,11 @@ def patch_targets(
         left, top, right, bottom = element.ink
         covered = ink_share(element, rows, columns)
         won = (covered > share) & (covered >= PATCH_SHARE)
-        share[won], found[won] = covered[won], number
+        share[won], found[won], place[won] = covered[won], number, centre(element)
         dx = (left + right) / 2 - (x0 + 0.5 / columns)
         dy = ((top + bottom) / 2 - (y0 + 0.5 / rows)) * aspect
         offset[won] = np.stack(np.broadcast_arrays(dx[None, :], dy[:, None]), axis=-1)[won]
-    return found.reshape(-1), offset.reshape(-1, 2)
+    return found.reshape(-1), offset.reshape(-1, 2), place.reshape(-1, 2)
 
 
 @dataclass(frozen=True)
@@ -221,10 +227,10 @@ class Sizes:
     screens: int = 3
     questions: int = 5  # per screen
     spoken_screens: int = 2
-    spoken_questions: int = 4
+    spoken_questions: int = 3
     spare_questions: int = 0  # drawn beyond those of a screen; of all, those that touch nothing are dropped first
-    sounds: int = 12
-    words: int = 16
+    sounds: int = 8
+    words: int = 6
 
 
 class BatchMaker(Dataset[list[Batch]]):
@@ -239,17 +245,16 @@ class BatchMaker(Dataset[list[Batch]]):
         split: Split = "train",
         sizes: Sizes = Sizes(),
         seed: int = 0,
-        length: int = 1 << 30,
         snr: float | None = None,
     ) -> None:
         """snr: the signal-to-noise ratio of every sound, in dB; None draws it."""
         self.config, self.tokenizer, self.kinds = config, tokenizer, tuple(kinds)
-        self.split, self.sizes, self.seed, self.length = split, sizes, seed, length
+        self.split, self.sizes, self.seed = split, sizes, seed
         self.snr = snr
         self.rows = RowEncoder(tokenizer)
 
     def __len__(self) -> int:
-        return self.length
+        return 1 << 30
 
     def __getitem__(self, index: int) -> list[Batch]:
         return [self.make_batch(kind, index) for kind in self.kinds]
@@ -317,12 +322,12 @@ class BatchMaker(Dataset[list[Batch]]):
         heard = [self.sound(e.spoken, e.language, rng) if e.spoken is not None else None for e in examples]
         rows = []
         for example, sound in zip(examples, heard, strict=True):
-            tokens = (len(sound[0]) + 3) // 4 if sound else 0
+            tokens = token_count(len(sound[0])) if sound else 0
             rows.append(
                 self.rows.row(example, Media(grid if example.screen else None, tokens), with_answer=with_answer)
             )
         inputs, targets, coordinates = collate_rows(rows, self.rows.pad_token, left=not with_answer)
-        result = Batch(kind, inputs, targets, coordinates, examples=[] if with_answer else examples)
+        result = Batch(kind, inputs, targets, coordinates)
         if pixels:
             inputs.images = torch.from_numpy(np.stack(pixels))
             inputs.image_of = torch.tensor([screens[id(e.screen)] if e.screen is not None else -1 for e in examples])
@@ -347,6 +352,7 @@ class BatchMaker(Dataset[list[Batch]]):
         found = [patch_targets(each, height // size, width // size, height / width) for each in elements]
         batch.patch_class = torch.from_numpy(np.stack([one[0] for one in found]))
         batch.patch_offset = torch.from_numpy(np.stack([one[1] for one in found]))
+        batch.patch_place = torch.from_numpy(np.stack([one[2] for one in found]))
 
     def _add_sounds(
         self, batch: Batch, sounds: Sequence[tuple[NDArray[np.float32], float]], texts: Sequence[str]
@@ -359,10 +365,8 @@ class BatchMaker(Dataset[list[Batch]]):
         batch.snr = torch.tensor([snr for _, snr in sounds])
         known = alphabet()
         codes = [[known[c] for c in text.lower() if c in known] for text in texts]
-        batch.characters = torch.zeros(len(codes), max(map(len, codes)), dtype=torch.long)
-        for index, code in enumerate(codes):
-            batch.characters[index, : len(code)] = torch.tensor(code)
-        batch.character_counts = torch.tensor([len(code) for code in codes])
+        batch.characters, batch.character_counts = _padded(codes)
+        batch.said, batch.said_counts = _padded([self.tokenizer.encode(text) for text in texts])
 
     def _soups(self, rng: np.random.Generator) -> Batch:
         soups = [draw_soup(int(rng.integers(1 << 40)), self.split, self.sizes.variety) for _ in range(self.sizes.soups)]
@@ -397,6 +401,14 @@ class BatchMaker(Dataset[list[Batch]]):
         sounds = [self.sound(text, language, rng) for text, language in texts]
         self._add_sounds(batch, sounds, [text for text, _ in texts])
         return batch
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Rows of numbers filled up with zeros [rows, longest], and their lengths [rows]."""
+    padded = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = torch.tensor(row)
+    return padded, torch.tensor([len(row) for row in rows])
 
 
 TYPED_MIX: dict[Task, float] = {"typed_action": 0.7, "describe": 0.1, "which_app": 0.08, "is_here": 0.12}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from autoglm.train.dataset import NO_TARGET, Batch, alphabet
 from autoglm.train.model.fusion import rms
@@ -18,6 +19,7 @@ from autoglm.train.world.labels import LABELS, LANGUAGES, VISIBLE
 
 # A coordinate a little off still lands: its target is a bell over the numbers, this many units (of 1000) wide.
 COORDINATE_SIGMA = 6.0
+NUMBER_KERNEL = 40.0
 # Most patches show nothing that has a name.
 BACKGROUND_WEIGHT = 0.15
 # At this signal-to-noise ratio (dB) a sound is half trusted, and 6 dB change the odds e-fold.
@@ -34,6 +36,15 @@ class PatchLesson(nn.Module):
         super().__init__()
         self.label = nn.Linear(config.vision.hidden_size, len(VISIBLE) + 1)
         self.offset = nn.Linear(config.vision.hidden_size, 2)
+
+
+class PlaceLesson(nn.Module):
+    """Training's own maps from a picture token to what the decoder would have to hold to write its x, and its y."""
+
+    def __init__(self, config: PhoneConfig) -> None:
+        super().__init__()
+        width = config.text.hidden_size
+        self.x, self.y = nn.Linear(width, width), nn.Linear(width, width)
 
 
 class CharacterLesson(nn.Module):
@@ -75,6 +86,19 @@ class Coordinates(nn.Module):
         """Cross-entropy [n] of logits [n, vocabulary] against the bells around targets [n] (token ids of numbers)."""
         log_probs = F.log_softmax(logits, dim=-1)[:, self.number_ids]
         return -(self.bells[self.number_of[targets]] * log_probs).sum(-1)
+
+
+@torch.no_grad()
+def smooth_numbers(head: nn.Linear, number_ids: Sequence[int]) -> None:
+    """Start the rows of the numbers 0 to 999 as random Fourier features, so that near numbers are scored alike.
+
+    Features of a Gaussian kernel NUMBER_KERNEL wide (Rahimi and Recht 2007). From unlike rows, each number would have
+    to be met often before its place is known.
+    """
+    frequency = torch.randn(head.in_features // 2) / NUMBER_KERNEL
+    angle = torch.arange(1000.0)[:, None] * frequency
+    rows = torch.cat([angle.cos(), angle.sin()], dim=1) * 2**0.5 * head.weight.std()
+    head.weight[torch.tensor(number_ids)] = rows.to(head.weight)
 
 
 def patch_loss(lesson: PatchLesson, patches: Tensor, batch: Batch) -> tuple[Tensor, dict[str, float]]:
@@ -179,25 +203,66 @@ class Names(nn.Module):
         return (embedding(self.ids) * mask).sum(dim=2) / mask.sum(dim=2)
 
 
-def naming_loss(model: AutoGLMPhone, names: Names, embedded: Embedded, batch: Batch) -> Tensor | None:
-    """Picture tokens lie near the words for what they show: cross-entropy over the cosines to all names, both languages.
+def showing(model: AutoGLMPhone, embedded: Embedded, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Every picture token once for each of its patches that shows something named, over all rows of the batch.
 
-    A question names one thing of a screen; this names all of them at once. None where nothing shown has a name.
+    Its normed embedding as the decoder gets it [n, D], the number of the label [n] from 0, and its place [n, 2].
     """
-    assert batch.patch_class is not None and batch.inputs.images is not None and batch.inputs.image_of is not None
+    assert batch.patch_class is not None and batch.patch_place is not None
+    assert batch.inputs.images is not None and batch.inputs.image_of is not None
     patch, merge = model.config.vision.patch_size, model.config.vision.merge_size
     rows, columns = (side // patch // merge for side in batch.inputs.images.shape[2:])
-    shown = batch.patch_class.view(-1, rows, merge, columns, merge).transpose(2, 3).flatten(3).flatten(1, 2)
     has = batch.inputs.image_of >= 0
-    shown = shown[batch.inputs.image_of[has]]  # [rows with a picture, its tokens, patches of a token]
-    tokens = embedded.embeddings[has][batch.inputs.media[has] == 1].view(*shown.shape[:2], -1)
+
+    def of_tokens(values: Tensor) -> Tensor:
+        """[S, P, n] by patches -> [rows with a picture, its tokens, patches of a token, n]."""
+        merged = values.view(-1, rows, merge, columns, merge, values.shape[-1]).transpose(2, 3)
+        return merged.flatten(3, 4).flatten(1, 2)[batch.inputs.image_of[has]]
+
+    shown, places = of_tokens(batch.patch_class[..., None])[..., 0], of_tokens(batch.patch_place)
+    tokens = rms(embedded.embeddings[has][batch.inputs.media[has] == 1].view(*shown.shape[:2], -1))
     row, token, part = (shown > 0).nonzero(as_tuple=True)
-    if not len(row):
-        return None
-    called = rms(names(model.text.embed_tokens))
-    scores = torch.einsum("nd,gcd->ngc", rms(tokens[row, token]), called) * tokens.shape[-1] ** -0.5
-    wanted = (shown[row, token, part] - 1)[:, None].expand(-1, len(LANGUAGES))
-    return F.cross_entropy(scores.flatten(0, 1), wanted.flatten())
+    return tokens[row, token], shown[row, token, part] - 1, places[row, token, part]
+
+
+def naming_loss(tokens: Tensor, labels: Tensor, names: Tensor) -> Tensor:
+    """Picture tokens lie near the words for what they show: cross-entropy over the cosines to all names.
+
+    A question names one thing of a screen; this names all of them at once. tokens and labels as of `showing`,
+    names [languages, labels, D].
+    """
+    scores = torch.einsum("nd,gcd->ngc", tokens, rms(names)) * tokens.shape[-1] ** -0.5
+    return F.cross_entropy(scores.flatten(0, 1), labels[:, None].expand(-1, len(names)).flatten())
+
+
+def placing_loss(
+    model: AutoGLMPhone, lesson: PlaceLesson, tokens: Tensor, places: Tensor, coordinates: Coordinates
+) -> Tensor:
+    """Picture tokens hold where to touch what they show, in the form that the decoder's head reads numbers from."""
+    return sum(
+        (
+            coordinates(model.text.lm_head(axis(tokens)), coordinates.number_ids[places[:, index]]).mean()
+            for index, axis in enumerate((lesson.x, lesson.y))
+        ),
+        tokens.new_zeros(()),
+    )
+
+
+def writing_loss(model: AutoGLMPhone, embedded: Embedded, batch: Batch, blank: int) -> Tensor:
+    """Sound tokens lie near the tokens of the words said: CTC (Graves et al. 2006) over the cosines to all tokens.
+
+    A command heard then reads like one typed, and what typing taught holds. blank is the token of silence.
+    """
+    assert batch.said is not None and batch.said_counts is not None and batch.inputs.sound_of is not None
+    is_sound = batch.inputs.media == 2
+    rows = (batch.inputs.sound_of >= 0).nonzero()[:, 0]
+    tokens = pad_sequence([embedded.embeddings[row][is_sound[row]] for row in rows.tolist()])  # [T, rows, D]
+    scores = rms(tokens) @ rms(model.text.embed_tokens.weight).T * tokens.shape[-1] ** -0.5
+    of = batch.inputs.sound_of[rows]
+    return F.ctc_loss(
+        F.log_softmax(scores.float(), dim=-1), batch.said[of], is_sound[rows].sum(1), batch.said_counts[of],
+        blank=blank, zero_infinity=True,
+    )  # fmt: skip
 
 
 def pointing_loss(model: AutoGLMPhone, inputs: Inputs, layer_inputs: Sequence[Tensor], batch: Batch) -> Tensor | None:

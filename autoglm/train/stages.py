@@ -37,16 +37,21 @@ from autoglm.train.losses import (
     NameLesson,
     Names,
     PatchLesson,
+    PlaceLesson,
     character_loss,
     feature_loss,
     follow_loss,
     name_loss,
     naming_loss,
     patch_loss,
+    placing_loss,
     pointing_loss,
+    showing,
+    smooth_numbers,
     trust_loss,
     word_logits,
     word_loss,
+    writing_loss,
 )
 from autoglm.train.model import AutoGLMPhone, PhoneConfig, preset
 from autoglm.train.pruning import least_useful_ffn, without_ffn
@@ -60,7 +65,7 @@ TRAINABLE = ("nano",)
 JOINT_KINDS: tuple[BatchKind, ...] = ("typed", "spoken", "heard", "words")
 # How much each micro-batch kind counts, and the encoders' own lessons beside the words.
 KIND_WEIGHT: dict[str, float] = {"typed": 1.5, "spoken": 1.2, "heard": 0.8, "words": 0.5}
-LESSON_WEIGHT, TRUST_WEIGHT, POINTING_WEIGHT = 0.3, 0.1, 0.3
+LESSON_WEIGHT, TRUST_WEIGHT, POINTING_WEIGHT, WRITING_WEIGHT = 0.3, 0.1, 0.3, 0.6
 FOLLOW_WEIGHT, FEATURE_WEIGHT = 0.5, 1.0
 
 
@@ -76,9 +81,9 @@ class Plan:
 
 NANO_PLAN = Plan(
     steps={
-        "reading": 3000, "eyes": 1500, "listening": 1500, "ears": 3000, "sight": 900, "teacher": 1500,
-        "student": 800, "distilled": 800, "pruned": 300,
-        "qat": 400, "gcmf": 500, "concat": 500,
+        "reading": 3000, "eyes": 1500, "listening": 1500, "ears": 3000, "sight": 813, "teacher": 1000,
+        "student": 300, "distilled": 300, "pruned": 100,
+        "qat": 200, "gcmf": 200, "concat": 200,
     },
     sizes=Sizes(),
     counts={"typed_action": 60, "spoken_action": 60, "is_here": 30, "transcribe": 30, "identity": 20},
@@ -122,7 +127,6 @@ class _Stage(Stage):
     """What all stages share: their context, their numbers and their stream of batches."""
 
     kinds: tuple[BatchKind, ...] = ()
-    split_seed = 0
 
     def __init__(self, context: RunContext, config: PhoneConfig) -> None:
         self.context, self.model_config = context, config
@@ -133,7 +137,7 @@ class _Stage(Stage):
         torch.manual_seed(sum(self.name.encode()))
 
     def batches(self, start_step: int, rank: int, world: int) -> Iterator[list[Batch]]:
-        maker = BatchMaker(self.model_config, load_tokenizer(), self.kinds, sizes=self.sizes(), seed=self.split_seed)
+        maker = BatchMaker(self.model_config, load_tokenizer(), self.kinds, sizes=self.sizes())
         return stream(maker, start_step, rank=rank, world=world, workers=self.context.plan.workers)
 
     def sizes(self) -> Sizes:
@@ -268,6 +272,7 @@ class Pupil(nn.Module):
         self.model = AutoGLMPhone(config)
         self.eyes = PatchLesson(config)
         self.ears = CharacterLesson(config)
+        self.places = PlaceLesson(config)
 
 
 class JointStage(_Stage):
@@ -285,6 +290,7 @@ class JointStage(_Stage):
             context.device
         )
         self.names = Names(load_tokenizer()).to(context.device)
+        self.silence = load_tokenizer().id("<|audio|>")
 
     def modules(self) -> nn.Module:
         return self.pupil
@@ -302,10 +308,12 @@ class JointStage(_Stage):
             loss = loss + POINTING_WEIGHT * pointing
             facts["pointing"] = float(pointing.detach())
         if embedded.patches is not None:
-            naming = naming_loss(model, self.names, embedded, batch)
-            if naming is not None:
-                loss = loss + LESSON_WEIGHT * naming
-                facts["naming"] = float(naming.detach())
+            tokens, labels, places = showing(model, embedded, batch)
+            if len(tokens):
+                naming = naming_loss(tokens, labels, self.names(model.text.embed_tokens))
+                placing = placing_loss(model, self.pupil.places, tokens, places, self.coordinates)
+                loss = loss + LESSON_WEIGHT * (naming + placing)
+                facts |= {"naming": float(naming.detach()), "placing": float(placing.detach())}
             lesson, told = patch_loss(self.pupil.eyes, embedded.patches, batch)
             loss = loss + LESSON_WEIGHT * lesson
             facts["patch_acc"] = told["patch_acc"]
@@ -313,6 +321,10 @@ class JointStage(_Stage):
             lesson, told = character_loss(self.pupil.ears, embedded.sound, embedded.sound_mask, batch)
             loss = loss + LESSON_WEIGHT * lesson
             facts["heard"] = told["heard"]
+            writing = writing_loss(model, embedded, batch, self.silence)
+            # Its logarithm: a hundred nats at first would drown everything else.
+            loss = loss + WRITING_WEIGHT * torch.log1p(writing)
+            facts["writing"] = float(writing.detach())
             if embedded.fused is not None:
                 loss = loss + TRUST_WEIGHT * trust_loss(embedded, batch)
         if self.teacher is not None:
@@ -378,10 +390,11 @@ class SightStage(JointStage):
     kinds = ("typed", "words")
 
     def __init__(self, context: RunContext) -> None:
-        pupil, eyes = Pupil(context.teacher), context.weights("eyes")
+        super().__init__(context, Pupil(context.teacher))
+        pupil, eyes = self.pupil, context.weights("eyes")
+        smooth_numbers(pupil.model.text.lm_head, load_tokenizer().number_ids)
         pupil.model.vision.load_state_dict(_part(eyes, "vision."))
         pupil.eyes.load_state_dict(_part(eyes, "lesson."))
-        super().__init__(context, pupil)
 
     def sizes(self) -> Sizes:
         """Finding is the hard part: half of the instructions here touch something, a quarter elsewhere."""
@@ -399,7 +412,11 @@ class TeacherStage(JointStage):
         pupil.model.audio.load_state_dict(_part(ears, "audio."))
         pupil.ears.load_state_dict(_part(ears, "lesson."))
         super().__init__(context, pupil)
-        self.evaluate_every = max(1, self.steps // 4)
+        self.evaluate_every = max(1, self.steps // 2)
+
+    def sizes(self) -> Sizes:
+        """Still somewhat more to find than a user would ask for."""
+        return replace(super().sizes(), spare_questions=3)
 
 
 def _small_of_teacher(context: RunContext, config: PhoneConfig, *, is_joined: bool = True) -> Pupil:
@@ -418,8 +435,8 @@ def _small_of_teacher(context: RunContext, config: PhoneConfig, *, is_joined: bo
     if is_joined:
         for part in ("vision_projector", "audio_projector", "fusion"):
             getattr(pupil.model, part).load_state_dict(_part(state, f"model.{part}."))
-    pupil.eyes.load_state_dict(_part(state, "eyes."))
-    pupil.ears.load_state_dict(_part(state, "ears."))
+    for lesson in ("eyes", "ears", "places"):
+        getattr(pupil, lesson).load_state_dict(_part(state, f"{lesson}."))
     return pupil
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -36,8 +36,9 @@ from autoglm.train.model.audio import token_count
 from autoglm.train.tokenizer import load_tokenizer
 from autoglm.train.world.canvas import Box, Element
 from autoglm.train.world.labels import VISIBLE, VISIBLE_CLASS, Label, Language
+from autoglm.train.world.screens import draw_screen
 from autoglm.train.world.split import Split, rng_for
-from autoglm.train.world.tasks import Example, speech_only, text_only
+from autoglm.train.world.tasks import Example, centre, examples_for_screen, speech_only, text_only
 
 TOKENIZER = load_tokenizer()
 SMALL = Sizes(soups=1, screens=1, questions=3, spoken_screens=1, spoken_questions=2, sounds=2, words=3)
@@ -246,18 +247,23 @@ def test_patch_targets_are_what_a_count_of_pixels_says() -> None:
                 ink = (*ink[:2], min(ink[2], 1.0), min(ink[3], 1.0))
                 label = unnamed if number == 5 else VISIBLE[int(rng.integers(len(VISIBLE)))]
                 elements.append(boxed(label, tuple(float(edge) for edge in ink)))  # type: ignore[arg-type]
-            found, offset = patch_targets(elements, rows, columns, 2.0)
+            found, offset, place = patch_targets(elements, rows, columns, 2.0)
+            taps = {VISIBLE_CLASS.get((one.label.kind, one.label.key)): centre(one) for one in reversed(elements)}
             classes, offsets, ties = targets_by_hand(elements, rows, columns, 2.0)
             sure = ~ties.reshape(-1)
             assert np.array_equal(found[sure], classes.reshape(-1)[sure])
             np.testing.assert_allclose(offset[sure], offsets.reshape(-1, 2)[sure], atol=1e-6)
+            assert all(
+                tuple(at) == (taps[number] if number else (0, 0))
+                for number, at in zip(found.tolist(), place.tolist(), strict=True)
+            )
             compared += int((found[sure] > 0).sum())
     assert compared > 40
 
 
 def test_a_screen_of_nothing_named_is_all_background() -> None:
-    found, offset = patch_targets([], 3, 2, 2.0)
-    assert found.tolist() == [0] * 6 and not offset.any()
+    found, offset, place = patch_targets([], 3, 2, 2.0)
+    assert found.tolist() == [0] * 6 and not offset.any() and not place.any()
 
 
 # --- whole batches -------------------------------------------------------------------------------------------
@@ -309,6 +315,36 @@ def test_sounds_are_spelled_and_their_noise_is_known() -> None:
         assert all(snr == CLEAN_SNR or low <= snr <= high for snr in drawn) and len(set(drawn)) > 3
     asked = make_maker(snr=3.0)
     assert {asked.sound("hi", "en", rng_for("train", n))[1] for n in range(4)} == {3.0}
+
+
+def test_pointed_tokens_show_the_target() -> None:
+    maker = make_maker()
+    screen = draw_screen(3, "train", width=448)
+    drawn = examples_for_screen(screen, rng_for("train", "pointed"), "train", 30, mix={"typed_action": 1.0})
+    batch = maker.batch("typed", drawn, rng_for("train", "x"))
+    assert batch.pointed is not None and batch.inputs.images is not None
+    rows, columns = (side // 32 for side in batch.inputs.images.shape[2:])
+    for row, one in enumerate(drawn):
+        cells = batch.pointed[row][batch.inputs.media[row] == 1].view(rows, columns)
+        assert int(batch.pointed[row].sum()) == int(cells.sum()), "nothing but picture tokens"
+        assert bool(cells.any()) == (one.target is not None)
+        for y, x in cells.nonzero().tolist():
+            assert one.target is not None
+            left, top, right, bottom = one.target.ink
+            assert left * columns < x + 1 and right * columns > x and top * rows < y + 1 and bottom * rows > y
+    assert 1 < int(batch.pointed.any(dim=1).sum()) < 30
+
+
+@pytest.mark.usefixtures("hum")
+def test_spare_questions_are_dropped_where_they_touch_nothing() -> None:
+    def touching(spare: int) -> float:
+        maker = make_maker()
+        maker.sizes = replace(maker.sizes, spare_questions=spare)
+        batches = [maker.make_batch("typed", index) for index in range(6)]
+        assert {len(batch.targets) for batch in batches} == {maker.sizes.screens * maker.sizes.questions}
+        return sum(float(batch.pointed.any(1).float().mean()) for batch in batches if batch.pointed is not None)
+
+    assert touching(6) > 1.3 * touching(0)
 
 
 @pytest.mark.usefixtures("hum")

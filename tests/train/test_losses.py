@@ -5,32 +5,44 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from autoglm.train.dataset import NO_TARGET, Batch, alphabet
 from autoglm.train.losses import (
     BACKGROUND_WEIGHT,
     COORDINATE_SIGMA,
     HALF_TRUST_SNR,
+    POINTING_LAYER_FROM_END,
     CharacterLesson,
     Coordinates,
     NameLesson,
+    Names,
     PatchLesson,
+    PlaceLesson,
     character_loss,
     feature_loss,
     follow_loss,
     name_loss,
+    naming_loss,
     patch_loss,
+    placing_loss,
+    pointing_loss,
+    showing,
+    smooth_numbers,
     trust_loss,
     word_logits,
     word_loss,
+    writing_loss,
 )
 from autoglm.train.model import AutoGLMPhone, preset
-from autoglm.train.model.fusion import Fused
+from autoglm.train.model.fusion import Fused, rms
 from autoglm.train.model.phone import Embedded, Inputs
+from autoglm.train.tokenizer import load_tokenizer
 from autoglm.train.world.labels import LABELS, LANGUAGES, VISIBLE
 from tests.train.phones import make_phone, some_inputs
 
@@ -346,3 +358,147 @@ def test_distilling_gradients_reach_every_part_of_a_student() -> None:
         # Softmax does not notice a bias of the keys: it shifts all scores of a query alike.
         is_key_bias = name.endswith((".k.bias",))
         assert is_key_bias or bool((parameter.grad != 0).any()), name
+
+
+# --- pointing and naming -------------------------------------------------------------------------------------
+
+
+def pointing_batch() -> Batch:
+    """Row 0 writes two coordinates after a picture whose last two tokens show what it touches; row 1 swipes."""
+    inputs = some_inputs()
+    coordinates, pointed = (torch.zeros_like(inputs.tokens, dtype=torch.bool) for _ in range(2))
+    coordinates[:, 20:22] = True
+    pointed[0, 7:9] = True
+    assert bool((inputs.media[0, 7:9] == 1).all())
+    return make_batch(inputs, coordinates=coordinates, pointed=pointed)
+
+
+def attended(model: AutoGLMPhone, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, list[Tensor]]:
+    """Probabilities of the pointing head as the model itself attends: [B, L, L], and every layer's input."""
+    seen: list[Tensor] = []
+    real = torch.nn.functional.scaled_dot_product_attention
+
+    def watch(q: Tensor, k: Tensor, v: Tensor, **rest: Any) -> Tensor:
+        if rest.get("enable_gqa"):
+            scores = q[:, 0] @ k[:, 0].transpose(-1, -2) * q.shape[-1] ** -0.5
+            seen.append(scores.masked_fill(~rest["attn_mask"][:, 0], -torch.inf).softmax(-1))
+        return real(q, k, v, **rest)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watch)
+    embedded = model.embed(batch.inputs)
+    layer_inputs = [embedded.embeddings]
+    model.hidden(batch.inputs, embedded, layer_inputs)
+    return seen[-POINTING_LAYER_FROM_END], layer_inputs
+
+
+def test_pointing_is_the_attention_the_model_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = make_phone(), pointing_batch()
+    probabilities, layer_inputs = attended(model, batch, monkeypatch)
+    by_hand = -probabilities[0, 20:22, 7:9].sum(-1).log().mean()
+    found = pointing_loss(model, batch.inputs, layer_inputs, batch)
+    assert found is not None
+    torch.testing.assert_close(found, by_hand)
+    found.backward()
+    layer = model.text.layers[-POINTING_LAYER_FROM_END]
+    size = model.config.text.head_dim
+    grad = layer.self_attn.q_proj.weight.grad
+    assert grad is not None and bool(grad[:size].any()) and not bool(grad[size:].any()), "one head learns it"
+
+
+def test_a_swipe_points_at_nothing() -> None:
+    model, batch = make_phone(), pointing_batch()
+    assert batch.pointed is not None
+    layer_inputs = [torch.zeros(2, 24, model.config.text.hidden_size)] * 3
+    batch.pointed[0] = False
+    assert pointing_loss(model, batch.inputs, layer_inputs, batch) is None
+    batch.pointed = None
+    assert pointing_loss(model, batch.inputs, layer_inputs, batch) is None
+
+
+def test_names_are_the_means_of_their_tokens() -> None:
+    model, tokenizer = make_phone(), load_tokenizer()
+    called = Names(tokenizer)(model.text.embed_tokens)
+    assert called.shape == (len(LANGUAGES), len(VISIBLE), model.config.text.hidden_size)
+    for language, label in ((0, 0), (1, 17), (1, len(VISIBLE) - 1)):
+        ids = tokenizer.encode(VISIBLE[label].text(LANGUAGES[language]))
+        torch.testing.assert_close(called[language, label], model.text.embed_tokens.weight[ids].mean(0))
+
+
+def shown_batch(model: AutoGLMPhone) -> tuple[Batch, Embedded, int]:
+    """One patch of row 0's picture shows label 5 at (120, 900); also the position of the token it belongs to."""
+    inputs = some_inputs()
+    assert inputs.images is not None
+    rows, columns = (side // 16 for side in inputs.images.shape[2:])
+    shown, place = torch.zeros(1, rows, columns, dtype=torch.long), torch.zeros(1, rows, columns, 2, dtype=torch.long)
+    shown[0, 2, 1], place[0, 2, 1] = 6, torch.tensor([120, 900])  # in the second row of tokens, the first column
+    batch = make_batch(inputs, patch_class=shown.flatten(1), patch_place=place.flatten(1, 2))
+    embeddings = normal(*inputs.tokens.shape, model.config.text.hidden_size)
+    at = int((inputs.media[0] == 1).nonzero()[columns // 2])
+    return batch, Embedded(embeddings, None, None, None, None), at
+
+
+def test_what_a_token_shows_is_found_among_its_patches() -> None:
+    model = make_phone()
+    batch, embedded, at = shown_batch(model)
+    tokens, labels, places = showing(model, embedded, batch)
+    assert labels.tolist() == [5] and places.tolist() == [[120, 900]]
+    torch.testing.assert_close(tokens, rms(embedded.embeddings[0, at])[None])
+    assert batch.patch_class is not None
+    batch.patch_class.zero_()
+    assert len(showing(model, embedded, batch)[0]) == 0
+
+
+def test_naming_is_least_where_tokens_are_the_words() -> None:
+    model = make_phone()
+    names = Names(load_tokenizer())(model.text.embed_tokens).detach()
+    batch, embedded, at = shown_batch(model)
+    tokens, labels, _ = showing(model, embedded, batch)
+    before = naming_loss(tokens, labels, names)
+    scores = torch.stack([F.cosine_similarity(embedded.embeddings[0, at], each, dim=-1) for each in names])
+    wanted = torch.full((len(LANGUAGES),), 5)
+    torch.testing.assert_close(before, F.cross_entropy(scores * 16, wanted), rtol=1e-4, atol=1e-4)
+    assert float(naming_loss(rms(names[:, 5].mean(0))[None], labels, names)) < float(before) - 1
+
+
+def test_placing_reads_numbers_with_the_decoders_head() -> None:
+    model, lesson = make_phone(), PlaceLesson(CONFIG)
+    batch, embedded, _ = shown_batch(model)
+    tokens, _, places = showing(model, embedded, batch)
+    found = placing_loss(model, lesson, tokens, places, coordinates())
+    by_hand = 0.0
+    for axis, wanted in ((lesson.x, 120), (lesson.y, 900)):
+        log_probs = torch.log_softmax(model.text.lm_head(axis(tokens)), dim=-1)[0, 500:1500]
+        bell = torch.exp(-((torch.arange(1000) - wanted) ** 2) / (2 * COORDINATE_SIGMA**2))
+        by_hand -= float((bell / bell.sum() * log_probs).sum())
+    assert float(found) == pytest.approx(by_hand, rel=1e-4)
+    found.backward()
+    assert lesson.x.weight.grad is not None and model.text.lm_head.weight.grad is not None
+
+
+def test_near_numbers_start_alike() -> None:
+    head = torch.nn.Linear(256, 2048, bias=False)
+    others = head.weight.detach().clone()
+    smooth_numbers(head, NUMBERS)
+    rows = F.normalize(head.weight.detach()[500:1500], dim=-1)
+    near, far = (float((rows[:-gap] * rows[gap:]).sum(-1).mean()) for gap in (10, 400))
+    assert near > 0.9 and abs(far) < 0.2
+    assert torch.equal(head.weight[:500], others[:500]) and torch.equal(head.weight[1500:], others[1500:])
+
+
+def test_writing_is_ctc_over_the_cosines_to_all_tokens() -> None:
+    """Against a sum over all paths, and least where the sound's tokens are the words themselves."""
+    model, inputs, blank = make_phone(), some_inputs(), 3
+    said = torch.tensor([[40, 7, 7]])
+    batch = make_batch(inputs, said=said, said_counts=torch.tensor([2]))
+    embeddings = normal(*inputs.tokens.shape, model.config.text.hidden_size)
+    embedded = Embedded(embeddings, None, None, None, None)
+    words = model.text.embed_tokens.weight.detach()
+    heard = embeddings[0][inputs.media[0] == 2]
+    log_probs = torch.log_softmax(F.cosine_similarity(heard[:, None], words, dim=-1) * 16, -1)[:, [blank, 40, 7]]
+    paths = itertools.product(range(3), repeat=len(heard))
+    right = [p for p in paths if [c for i, c in enumerate(p) if c and (i == 0 or p[i - 1] != c)] == [1, 2]]
+    by_hand = -torch.stack([log_probs[range(len(heard)), list(p)].sum() for p in right]).logsumexp(0) / 2
+    found = writing_loss(model, embedded, batch, blank)
+    torch.testing.assert_close(found, by_hand, rtol=1e-4, atol=1e-4)
+    embeddings[0, inputs.media[0] == 2] = words[[blank, 40, blank, 7, 7]]
+    assert float(writing_loss(model, embedded, batch, blank)) < 0.1 * float(by_hand)

@@ -17,6 +17,7 @@ on the sounds that shared its batch.
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +26,12 @@ from torch.nn import functional as F
 from autoglm.train.model.presets import AudioConfig
 from autoglm.train.model.stem import AudioStem
 
+Frames = TypeVar("Frames", int, Tensor)
 
-def token_count(frames: Tensor) -> Tensor:
+
+def token_count(frames: Frames) -> Frames:
     """Tokens that `frames` log-mel frames become: two convolutions of kernel 3, stride 2, padding 1."""
-    for _ in range(2):
-        frames = (frames + 1) // 2
-    return frames
+    return (frames + 3) // 4
 
 
 def relative_sinusoids(length: int, width: int, device: torch.device) -> Tensor:
