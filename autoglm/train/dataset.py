@@ -189,7 +189,8 @@ def ink_share(element: Element, rows: int, columns: int) -> NDArray[np.float64]:
     y0, x0 = np.arange(rows) / rows, np.arange(columns) / columns
     high = np.clip(np.minimum(bottom, y0 + 1 / rows) - np.maximum(top, y0), 0, None) * rows
     wide = np.clip(np.minimum(right, x0 + 1 / columns) - np.maximum(left, x0), 0, None) * columns
-    return high[:, None] * wide[None]
+    share: NDArray[np.float64] = high[:, None] * wide[None]
+    return share
 
 
 def patch_targets(

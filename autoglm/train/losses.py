@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from autoglm.train.dataset import NO_TARGET, Batch, alphabet
 from autoglm.train.model.fusion import rms
@@ -200,29 +199,28 @@ class Names(nn.Module):
     def forward(self, embedding: nn.Embedding) -> Tensor:
         """The mean of each name's token embeddings: [languages, labels, D]."""
         mask = self.mask[..., None]
-        return (embedding(self.ids) * mask).sum(dim=2) / mask.sum(dim=2)
+        mean: Tensor = (embedding(self.ids) * mask).sum(dim=2) / mask.sum(dim=2)
+        return mean
 
 
-def showing(model: AutoGLMPhone, embedded: Embedded, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Every picture token once for each of its patches that shows something named, over all rows of the batch.
+def showing(config: PhoneConfig, tokens: Tensor, image_of: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Every picture token once for each of its patches that shows something named.
 
-    Its normed embedding as the decoder gets it [n, D], the number of the label [n] from 0, and its place [n, 2].
+    tokens [R, t, D]: the tokens of R pictures, image_of [R] which of the batch's pictures each is. Gives the tokens
+    normed [n, D], the number of the label [n] from 0, and its place [n, 2].
     """
-    assert batch.patch_class is not None and batch.patch_place is not None
-    assert batch.inputs.images is not None and batch.inputs.image_of is not None
-    patch, merge = model.config.vision.patch_size, model.config.vision.merge_size
+    assert batch.patch_class is not None and batch.patch_place is not None and batch.inputs.images is not None
+    patch, merge = config.vision.patch_size, config.vision.merge_size
     rows, columns = (side // patch // merge for side in batch.inputs.images.shape[2:])
-    has = batch.inputs.image_of >= 0
 
     def of_tokens(values: Tensor) -> Tensor:
-        """[S, P, n] by patches -> [rows with a picture, its tokens, patches of a token, n]."""
+        """[S, P, n] by patches -> [R, t, patches of a token, n]."""
         merged = values.view(-1, rows, merge, columns, merge, values.shape[-1]).transpose(2, 3)
-        return merged.flatten(3, 4).flatten(1, 2)[batch.inputs.image_of[has]]
+        return merged.flatten(3, 4).flatten(1, 2)[image_of]
 
     shown, places = of_tokens(batch.patch_class[..., None])[..., 0], of_tokens(batch.patch_place)
-    tokens = rms(embedded.embeddings[has][batch.inputs.media[has] == 1].view(*shown.shape[:2], -1))
     row, token, part = (shown > 0).nonzero(as_tuple=True)
-    return tokens[row, token], shown[row, token, part] - 1, places[row, token, part]
+    return rms(tokens[row, token]), shown[row, token, part] - 1, places[row, token, part]
 
 
 def naming_loss(tokens: Tensor, labels: Tensor, names: Tensor) -> Tensor:
@@ -248,21 +246,17 @@ def placing_loss(
     )
 
 
-def writing_loss(model: AutoGLMPhone, embedded: Embedded, batch: Batch, blank: int) -> Tensor:
+def writing_loss(
+    tokens: Tensor, counts: Tensor, said: Tensor, said_counts: Tensor, table: Tensor, blank: int
+) -> Tensor:
     """Sound tokens lie near the tokens of the words said: CTC (Graves et al. 2006) over the cosines to all tokens.
 
-    A command heard then reads like one typed, and what typing taught holds. blank is the token of silence.
+    A command heard then reads like one typed, and what typing taught holds. tokens [R, t, D] with counts [R] of real
+    ones, said [R, N] with said_counts [R], table [vocabulary, D]; blank is the token of silence.
     """
-    assert batch.said is not None and batch.said_counts is not None and batch.inputs.sound_of is not None
-    is_sound = batch.inputs.media == 2
-    rows = (batch.inputs.sound_of >= 0).nonzero()[:, 0]
-    tokens = pad_sequence([embedded.embeddings[row][is_sound[row]] for row in rows.tolist()])  # [T, rows, D]
-    scores = rms(tokens) @ rms(model.text.embed_tokens.weight).T * tokens.shape[-1] ** -0.5
-    of = batch.inputs.sound_of[rows]
-    return F.ctc_loss(
-        F.log_softmax(scores.float(), dim=-1), batch.said[of], is_sound[rows].sum(1), batch.said_counts[of],
-        blank=blank, zero_infinity=True,
-    )  # fmt: skip
+    scores = rms(tokens) @ rms(table).T * tokens.shape[-1] ** -0.5
+    log_probs = F.log_softmax(scores.float(), dim=-1).transpose(0, 1)
+    return F.ctc_loss(log_probs, said, counts, said_counts, blank=blank, zero_infinity=True)
 
 
 def pointing_loss(model: AutoGLMPhone, inputs: Inputs, layer_inputs: Sequence[Tensor], batch: Batch) -> Tensor | None:

@@ -4,7 +4,9 @@
     eyes      the whole vision encoder learns to name and place things on soups and screens
     listening the ears' stem learns to tell names apart and to spell (CTC)
     ears      the whole audio encoder learns to spell commands
-    sight     the larger model on typed instructions: eyes and decoder; needs no ears, so it can run beside them
+    pictures  the eyes' tokens come to lie near the decoder's words and numbers for what they show
+    sounds    the ears' tokens come to lie near the decoder's words for what was said
+    sight     the larger model on typed instructions: eyes and decoder
     teacher   the larger model, on all tasks
     student   every other size from the teacher's layers, learning from the labels alone: the control
     distilled the same start, learning from the labels and from the teacher's logits and features
@@ -25,6 +27,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from autoglm.train.checkpoint import load_stage_weights
 from autoglm.train.dataset import Batch, BatchKind, BatchMaker, Sizes, stream
@@ -54,6 +57,7 @@ from autoglm.train.losses import (
     writing_loss,
 )
 from autoglm.train.model import AutoGLMPhone, PhoneConfig, preset
+from autoglm.train.model.phone import Embedded
 from autoglm.train.pruning import least_useful_ffn, without_ffn
 from autoglm.train.quantization import attach_qat
 from autoglm.train.tokenizer import load_tokenizer
@@ -81,7 +85,8 @@ class Plan:
 
 NANO_PLAN = Plan(
     steps={
-        "reading": 3000, "eyes": 1500, "listening": 1500, "ears": 3000, "sight": 813, "teacher": 1000,
+        "reading": 3000, "eyes": 1500, "listening": 1500, "ears": 3000, "pictures": 600, "sounds": 900,
+        "sight": 813, "teacher": 1000,
         "student": 300, "distilled": 300, "pruned": 100,
         "qat": 200, "gcmf": 200, "concat": 200,
     },
@@ -261,6 +266,10 @@ class EarsStage(_Stage):
         return character_loss(self.ears.lesson, sound, mask, batch)
 
 
+def _numbers(context: RunContext, config: PhoneConfig) -> Coordinates:
+    return Coordinates(load_tokenizer().number_ids, config.text.vocab_size).to(context.device)
+
+
 # --- the whole model ----------------------------------------------------------------------------------------
 
 
@@ -275,6 +284,86 @@ class Pupil(nn.Module):
         self.places = PlaceLesson(config)
 
 
+class PicturesStage(_Stage):
+    """Eyes and their projector: what a picture token shows is named in the decoder's words, its place in its numbers.
+
+    The decoder itself takes no part but for its tables, which keep their random start: a step costs an eighth of a
+    step through the decoder.
+    """
+
+    name = "pictures"
+    kinds = ("screens",)
+    learning_rate = 1e-3
+    weight_decay = 0.02
+
+    def __init__(self, context: RunContext) -> None:
+        super().__init__(context, context.teacher)
+        self.pupil, eyes = Pupil(self.model_config), context.weights("eyes")
+        smooth_numbers(self.pupil.model.text.lm_head, load_tokenizer().number_ids)
+        self.pupil.model.vision.load_state_dict(_part(eyes, "vision."))
+        self.pupil.eyes.load_state_dict(_part(eyes, "lesson."))
+        self.pupil = self.pupil.to(context.device).requires_grad_(False)
+        for part in (self.pupil.model.vision, self.pupil.model.vision_projector, self.pupil.eyes, self.pupil.places):
+            part.requires_grad_(True)
+        self.coordinates, self.names = _numbers(context, self.model_config), Names(load_tokenizer()).to(context.device)
+
+    def modules(self) -> nn.Module:
+        return self.pupil
+
+    def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
+        batch = self.to_device(batch)
+        model, images = self.pupil.model, batch.inputs.images
+        patches = model.vision(images)
+        size = self.model_config.vision.patch_size
+        projected = model.vision_projector(patches, images.shape[2] // size, images.shape[3] // size)
+        loss, facts = patch_loss(self.pupil.eyes, patches, batch)
+        here = torch.arange(len(images), device=images.device)
+        tokens, labels, places = showing(self.model_config, projected, here, batch)
+        if not len(tokens):
+            return loss, facts
+        naming = naming_loss(tokens, labels, self.names(model.text.embed_tokens))
+        placing = placing_loss(model, self.pupil.places, tokens, places, self.coordinates)
+        facts |= {"naming": float(naming.detach()), "placing": float(placing.detach())}
+        return loss + naming + placing, facts
+
+
+class SoundsStage(_Stage):
+    """Ears and their projector: sound tokens become like the tokens of the words said."""
+
+    name = "sounds"
+    kinds = ("sounds",)
+    learning_rate = 1e-3
+    weight_decay = 0.02
+
+    def __init__(self, context: RunContext) -> None:
+        super().__init__(context, context.teacher)
+        self.pupil, ears = Pupil(self.model_config), context.weights("ears")
+        self.pupil.load_state_dict(context.weights("pictures"))
+        self.pupil.model.audio.load_state_dict(_part(ears, "audio."))
+        self.pupil.ears.load_state_dict(_part(ears, "lesson."))
+        self.pupil = self.pupil.to(context.device).requires_grad_(False)
+        for part in (self.pupil.model.audio, self.pupil.model.audio_projector, self.pupil.ears):
+            part.requires_grad_(True)
+        self.silence = load_tokenizer().id("<|audio|>")
+
+    def sizes(self) -> Sizes:
+        return replace(super().sizes(), sounds=12)
+
+    def modules(self) -> nn.Module:
+        return self.pupil
+
+    def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
+        batch = self.to_device(batch)
+        model = self.pupil.model
+        sound, mask = model.audio(batch.inputs.mel, batch.inputs.frames)
+        loss, facts = character_loss(self.pupil.ears, sound, mask, batch)
+        writing = writing_loss(
+            model.audio_projector(sound), mask.sum(1), batch.said, batch.said_counts, model.text.embed_tokens.weight,
+            self.silence,
+        )  # fmt: skip
+        return loss + torch.log1p(writing), facts | {"writing": float(writing.detach())}
+
+
 class JointStage(_Stage):
     """All tasks at once; with a teacher also its logits and features."""
 
@@ -286,9 +375,7 @@ class JointStage(_Stage):
     def __init__(self, context: RunContext, pupil: Pupil) -> None:
         super().__init__(context, pupil.model.config)
         self.pupil = pupil.to(context.device)
-        self.coordinates = Coordinates(load_tokenizer().number_ids, self.model_config.text.vocab_size).to(
-            context.device
-        )
+        self.coordinates = _numbers(context, self.model_config)
         self.names = Names(load_tokenizer()).to(context.device)
         self.silence = load_tokenizer().id("<|audio|>")
 
@@ -308,7 +395,7 @@ class JointStage(_Stage):
             loss = loss + POINTING_WEIGHT * pointing
             facts["pointing"] = float(pointing.detach())
         if embedded.patches is not None:
-            tokens, labels, places = showing(model, embedded, batch)
+            tokens, labels, places = showing(self.model_config, *_picture_tokens(embedded, batch), batch)
             if len(tokens):
                 naming = naming_loss(tokens, labels, self.names(model.text.embed_tokens))
                 placing = placing_loss(model, self.pupil.places, tokens, places, self.coordinates)
@@ -321,7 +408,12 @@ class JointStage(_Stage):
             lesson, told = character_loss(self.pupil.ears, embedded.sound, embedded.sound_mask, batch)
             loss = loss + LESSON_WEIGHT * lesson
             facts["heard"] = told["heard"]
-            writing = writing_loss(model, embedded, batch, self.silence)
+            assert batch.said is not None and batch.said_counts is not None and batch.inputs.sound_of is not None
+            tokens, of = _sound_tokens(embedded, batch)
+            writing = writing_loss(
+                tokens, embedded.sound_mask.sum(1)[of], batch.said[of], batch.said_counts[of],
+                model.text.embed_tokens.weight, self.silence,
+            )  # fmt: skip
             # Its logarithm: a hundred nats at first would drown everything else.
             loss = loss + WRITING_WEIGHT * torch.log1p(writing)
             facts["writing"] = float(writing.detach())
@@ -356,6 +448,24 @@ class JointStage(_Stage):
         return {name: round(rate.share, 4) for name, rate in rates.items()}
 
 
+def _picture_tokens(embedded: Embedded, batch: Batch) -> tuple[Tensor, Tensor]:
+    """What the decoder gets of the pictures: tokens [rows with a picture, t, D], and which picture each row's is."""
+    assert batch.inputs.image_of is not None
+    has = batch.inputs.image_of >= 0
+    tokens = embedded.embeddings[has][batch.inputs.media[has] == 1]
+    return tokens.view(int(has.sum()), -1, tokens.shape[-1]), batch.inputs.image_of[has]
+
+
+def _sound_tokens(embedded: Embedded, batch: Batch) -> tuple[Tensor, Tensor]:
+    """What the decoder gets of the sounds: tokens [rows with a sound, t, D] padded, and which sound each row's is."""
+    assert batch.inputs.sound_of is not None
+    rows = batch.inputs.sound_of >= 0
+    is_sound = batch.inputs.media[rows] == 2
+    return pad_sequence([e[s] for e, s in zip(embedded.embeddings[rows], is_sound, strict=True)], batch_first=True), (
+        batch.inputs.sound_of[rows]
+    )
+
+
 def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
@@ -384,17 +494,15 @@ def pick_layers(model: AutoGLMPhone, part: str, state: dict[str, Tensor], want: 
 
 
 class SightStage(JointStage):
-    """The larger model on typed instructions, its eyes those of their own stage."""
+    """The larger model on typed instructions, its eyes joined to its words before."""
 
     name = "sight"
     kinds = ("typed", "words")
 
     def __init__(self, context: RunContext) -> None:
-        super().__init__(context, Pupil(context.teacher))
-        pupil, eyes = self.pupil, context.weights("eyes")
-        smooth_numbers(pupil.model.text.lm_head, load_tokenizer().number_ids)
-        pupil.model.vision.load_state_dict(_part(eyes, "vision."))
-        pupil.eyes.load_state_dict(_part(eyes, "lesson."))
+        pupil = Pupil(context.teacher)
+        pupil.load_state_dict(context.weights("pictures"))
+        super().__init__(context, pupil)
 
     def sizes(self) -> Sizes:
         """Finding is the hard part: half of the instructions here touch something, a quarter elsewhere."""
@@ -402,15 +510,16 @@ class SightStage(JointStage):
 
 
 class TeacherStage(JointStage):
-    """The larger model on all tasks, its ears those of their own stage."""
+    """The larger model on all tasks, its ears joined to its words before."""
 
     name = "teacher"
 
     def __init__(self, context: RunContext) -> None:
-        pupil, ears = Pupil(context.teacher), context.weights("ears")
+        pupil, sounds = Pupil(context.teacher), context.weights("sounds")
         pupil.load_state_dict(context.weights("sight"))
-        pupil.model.audio.load_state_dict(_part(ears, "audio."))
-        pupil.ears.load_state_dict(_part(ears, "lesson."))
+        for part in ("audio", "audio_projector"):
+            getattr(pupil.model, part).load_state_dict(_part(sounds, f"model.{part}."))
+        pupil.ears.load_state_dict(_part(sounds, "ears."))
         super().__init__(context, pupil)
         self.evaluate_every = max(1, self.steps // 2)
 
@@ -539,7 +648,7 @@ def concatenating(config: PhoneConfig) -> PhoneConfig:
 
 
 _CLASSES: Sequence[type[_Stage]] = (
-    ReadingStage, EyesStage, ListeningStage, EarsStage, SightStage, TeacherStage, StudentStage, DistilledStage,
-    PrunedStage, QatStage, GcmfStage, ConcatStage,
+    ReadingStage, EyesStage, ListeningStage, EarsStage, PicturesStage, SoundsStage, SightStage, TeacherStage,
+    StudentStage, DistilledStage, PrunedStage, QatStage, GcmfStage, ConcatStage,
 )  # fmt: skip
 STAGES: dict[str, Callable[[RunContext], Stage]] = {stage.name: stage for stage in _CLASSES}

@@ -437,22 +437,27 @@ def shown_batch(model: AutoGLMPhone) -> tuple[Batch, Embedded, int]:
     return batch, Embedded(embeddings, None, None, None, None), at
 
 
+def shown_tokens(model: AutoGLMPhone, embedded: Embedded, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    tokens = embedded.embeddings[:1][batch.inputs.media[:1] == 1][None]
+    return showing(model.config, tokens, torch.tensor([0]), batch)
+
+
 def test_what_a_token_shows_is_found_among_its_patches() -> None:
     model = make_phone()
     batch, embedded, at = shown_batch(model)
-    tokens, labels, places = showing(model, embedded, batch)
+    tokens, labels, places = shown_tokens(model, embedded, batch)
     assert labels.tolist() == [5] and places.tolist() == [[120, 900]]
     torch.testing.assert_close(tokens, rms(embedded.embeddings[0, at])[None])
     assert batch.patch_class is not None
     batch.patch_class.zero_()
-    assert len(showing(model, embedded, batch)[0]) == 0
+    assert len(shown_tokens(model, embedded, batch)[0]) == 0
 
 
 def test_naming_is_least_where_tokens_are_the_words() -> None:
     model = make_phone()
     names = Names(load_tokenizer())(model.text.embed_tokens).detach()
     batch, embedded, at = shown_batch(model)
-    tokens, labels, _ = showing(model, embedded, batch)
+    tokens, labels, _ = shown_tokens(model, embedded, batch)
     before = naming_loss(tokens, labels, names)
     scores = torch.stack([F.cosine_similarity(embedded.embeddings[0, at], each, dim=-1) for each in names])
     wanted = torch.full((len(LANGUAGES),), 5)
@@ -463,7 +468,7 @@ def test_naming_is_least_where_tokens_are_the_words() -> None:
 def test_placing_reads_numbers_with_the_decoders_head() -> None:
     model, lesson = make_phone(), PlaceLesson(CONFIG)
     batch, embedded, _ = shown_batch(model)
-    tokens, _, places = showing(model, embedded, batch)
+    tokens, _, places = shown_tokens(model, embedded, batch)
     found = placing_loss(model, lesson, tokens, places, coordinates())
     by_hand = 0.0
     for axis, wanted in ((lesson.x, 120), (lesson.y, 900)):
@@ -487,18 +492,14 @@ def test_near_numbers_start_alike() -> None:
 
 def test_writing_is_ctc_over_the_cosines_to_all_tokens() -> None:
     """Against a sum over all paths, and least where the sound's tokens are the words themselves."""
-    model, inputs, blank = make_phone(), some_inputs(), 3
-    said = torch.tensor([[40, 7, 7]])
-    batch = make_batch(inputs, said=said, said_counts=torch.tensor([2]))
-    embeddings = normal(*inputs.tokens.shape, model.config.text.hidden_size)
-    embedded = Embedded(embeddings, None, None, None, None)
-    words = model.text.embed_tokens.weight.detach()
-    heard = embeddings[0][inputs.media[0] == 2]
-    log_probs = torch.log_softmax(F.cosine_similarity(heard[:, None], words, dim=-1) * 16, -1)[:, [blank, 40, 7]]
-    paths = itertools.product(range(3), repeat=len(heard))
+    table, blank = normal(60, 256), 3
+    said, said_counts, counts = torch.tensor([[40, 7, 7]]), torch.tensor([2]), torch.tensor([5])
+    heard = normal(1, 6, 256, seed=2)
+    log_probs = torch.log_softmax(F.cosine_similarity(heard[0, :5, None], table, dim=-1) * 16, -1)[:, [blank, 40, 7]]
+    paths = itertools.product(range(3), repeat=5)
     right = [p for p in paths if [c for i, c in enumerate(p) if c and (i == 0 or p[i - 1] != c)] == [1, 2]]
-    by_hand = -torch.stack([log_probs[range(len(heard)), list(p)].sum() for p in right]).logsumexp(0) / 2
-    found = writing_loss(model, embedded, batch, blank)
+    by_hand = -torch.stack([log_probs[range(5), list(p)].sum() for p in right]).logsumexp(0) / 2
+    found = writing_loss(heard, counts, said, said_counts, table, blank)
     torch.testing.assert_close(found, by_hand, rtol=1e-4, atol=1e-4)
-    embeddings[0, inputs.media[0] == 2] = words[[blank, 40, blank, 7, 7]]
-    assert float(writing_loss(model, embedded, batch, blank)) < 0.1 * float(by_hand)
+    heard[0, :5] = table[[blank, 40, blank, 7, 7]]
+    assert float(writing_loss(heard, counts, said, said_counts, table, blank)) < 0.1 * float(by_hand)
