@@ -23,7 +23,7 @@ LEVELS = {
     name: level
     for level, names in enumerate(
         [
-            ["errors"],
+            ["errors", "whole_file"],
             ["config"],
             ["kernels"],
             ["formats"],
