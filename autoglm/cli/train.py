@@ -24,8 +24,9 @@ from autoglm.train.inference import load_phone
 from autoglm.train.model import PRESETS
 from autoglm.train.model_card import write_card
 from autoglm.train.report import EXPORT_FOLDER, REPORT_FOLDER, make_report
+from autoglm.train.run_context import SMOKE, TRAINABLE, RunContext
 from autoglm.train.sizes import parameter_counts
-from autoglm.train.stages import SMOKE, STAGES, TRAINABLE, RunContext
+from autoglm.train.stages import STAGES
 from autoglm.train.trainer import Outcome, train
 from autoglm.train.world.assets import missing_assets, require_assets
 from autoglm.train.world.labels import LANGUAGES

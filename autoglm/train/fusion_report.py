@@ -24,7 +24,7 @@ from autoglm.train.dataset import CLEAN_SNR, BatchMaker
 from autoglm.train.evaluate import Progress, Rate, evaluate, evaluation_examples, from_json, to_json
 from autoglm.train.inference import LoadedPhone, load_phone, replier
 from autoglm.train.report import REPORT_FOLDER, load_column, missing_columns, part_of, read_json, sha256_of, write_text
-from autoglm.train.stages import SMOKE, RunContext
+from autoglm.train.run_context import SMOKE, RunContext
 from autoglm.train.world.split import rng_for
 from autoglm.train.world.tasks import Task
 from autoglm.whole_file import whole_file

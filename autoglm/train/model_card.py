@@ -31,8 +31,9 @@ from autoglm.train.report import (
     shipped_pair,
     write_text,
 )
+from autoglm.train.run_context import SMOKE, RunContext
 from autoglm.train.sizes import parameter_counts
-from autoglm.train.stages import SMOKE, STAGES, RunContext
+from autoglm.train.stages import STAGES
 from autoglm.train.targets import NOT_MEASURED, Target, compared, find_targets
 from autoglm.train.world import assets, voices
 from autoglm.train.world.labels import LABELS, LANGUAGES, Language

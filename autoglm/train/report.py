@@ -22,7 +22,7 @@ from autoglm.train.evaluate import COUNTS, Progress, Rate, evaluate, from_json, 
 from autoglm.train.export import MODEL_NAME, Exported, export_pair
 from autoglm.train.folding import folded
 from autoglm.train.inference import LoadedPhone, load_phone, replier
-from autoglm.train.stages import SMOKE, RunContext
+from autoglm.train.run_context import SMOKE, RunContext
 from autoglm.train.tokenizer import load_tokenizer
 from autoglm.train.world.tasks import Task
 from autoglm.whole_file import whole_file

@@ -20,454 +20,22 @@ Export follows when `qat` is done (export.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
-from autoglm.train.checkpoint import load_stage_weights
-from autoglm.train.dataset import Batch, BatchKind, BatchMaker, Sizes, stream
-from autoglm.train.evaluate import evaluate
+from autoglm.train.dataset import BatchMaker, Sizes
+from autoglm.train.encoder_stages import EarsStage, EyesStage, ListeningStage, PicturesStage, ReadingStage, SoundsStage
 from autoglm.train.folding import folded
-from autoglm.train.inference import LoadedPhone, replier
-from autoglm.train.losses import (
-    CharacterLesson,
-    Coordinates,
-    NameLesson,
-    Names,
-    PatchLesson,
-    PlaceLesson,
-    character_loss,
-    feature_loss,
-    follow_loss,
-    name_loss,
-    naming_loss,
-    patch_loss,
-    placing_loss,
-    pointing_loss,
-    showing,
-    smooth_numbers,
-    trust_loss,
-    word_logits,
-    word_loss,
-    writing_loss,
-)
-from autoglm.train.model import AutoGLMPhone, PhoneConfig, preset
-from autoglm.train.model.phone import Embedded
+from autoglm.train.joint_stage import JOINT_KINDS, JointStage
+from autoglm.train.model import AutoGLMPhone, PhoneConfig
 from autoglm.train.pruning import least_useful_ffn, without_ffn
 from autoglm.train.quantization import attach_qat
+from autoglm.train.run_context import RunContext
 from autoglm.train.tokenizer import load_tokenizer
 from autoglm.train.trainer import Stage
-from autoglm.train.world.tasks import Task
-
-SMOKE = "smoke"
-TRAINABLE = ("nano",)
-JOINT_KINDS: tuple[BatchKind, ...] = ("typed", "spoken", "heard", "words")
-# How much each micro-batch kind counts, and the encoders' own lessons beside the words.
-KIND_WEIGHT: dict[str, float] = {"typed": 1.5, "spoken": 1.2, "heard": 0.8, "words": 0.5}
-LESSON_WEIGHT, TRUST_WEIGHT, POINTING_WEIGHT, WRITING_WEIGHT = 0.3, 0.1, 0.3, 0.6
-FOLLOW_WEIGHT, FEATURE_WEIGHT = 0.5, 1.0
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Optimizer steps of each stage, and how much a step and an evaluation hold."""
-
-    steps: dict[str, int]
-    sizes: Sizes
-    counts: dict[Task, int]
-    workers: int = 1
-
-
-NANO_PLAN = Plan(
-    steps={
-        "reading": 3000, "eyes": 1500, "listening": 1500, "ears": 3000, "pictures": 600, "sounds": 900,
-        "sight": 813, "teacher": 1000,
-        "student": 300, "distilled": 300, "pruned": 100,
-        "qat": 200, "gcmf": 200, "concat": 200,
-    },
-    sizes=Sizes(),
-    counts={"typed_action": 60, "spoken_action": 60, "is_here": 30, "transcribe": 30, "identity": 20},
-)  # fmt: skip
-SMOKE_PLAN = Plan(
-    steps=dict.fromkeys(NANO_PLAN.steps, 3),
-    sizes=Sizes(soups=1, screens=1, questions=2, spoken_screens=1, spoken_questions=1, sounds=2, words=2),
-    counts={"typed_action": 2, "spoken_action": 2, "identity": 2},
-    workers=0,
-)
-
-
-@dataclass(frozen=True)
-class RunContext:
-    """Where and what a run trains: the preset's name, its folder and the device."""
-
-    preset: str
-    run_dir: Path
-    device: torch.device
-
-    @property
-    def plan(self) -> Plan:
-        return SMOKE_PLAN if self.preset == SMOKE else NANO_PLAN
-
-    @property
-    def student(self) -> PhoneConfig:
-        """The sizes of what is shipped."""
-        return preset(self.preset)
-
-    @property
-    def teacher(self) -> PhoneConfig:
-        """The sizes of what the student learns from."""
-        return preset("smoke-teacher" if self.preset == SMOKE else f"{self.preset}-teacher")
-
-    def weights(self, stage: str) -> dict[str, Tensor]:
-        """The finished weights of an earlier stage. Raises ConfigError that names the stage when it is not done."""
-        return load_stage_weights(self.run_dir, stage, self.preset)
-
-
-class _Stage(Stage):
-    """What all stages share: their context, their numbers and their stream of batches."""
-
-    kinds: tuple[BatchKind, ...] = ()
-
-    def __init__(self, context: RunContext, config: PhoneConfig) -> None:
-        self.context, self.model_config = context, config
-        self.preset = context.preset
-        self.steps = context.plan.steps[self.name]
-        self.warmup = min(100, self.steps // 5 + 1)
-        self.config = config.to_dict()
-        torch.manual_seed(sum(self.name.encode()))
-
-    def batches(self, start_step: int, rank: int, world: int) -> Iterator[list[Batch]]:
-        maker = BatchMaker(self.model_config, load_tokenizer(), self.kinds, sizes=self.sizes())
-        return stream(maker, start_step, rank=rank, world=world, workers=self.context.plan.workers)
-
-    def sizes(self) -> Sizes:
-        return self.context.plan.sizes
-
-    def to_device(self, batch: Batch) -> Batch:
-        """The batch on this run's device."""
-        device = self.context.device
-        moved: dict[str, Any] = {name: v.to(device) for name, v in vars(batch).items() if isinstance(v, Tensor)}
-        return replace(batch, inputs=batch.inputs.to(device), **moved)
-
-
-# --- the encoders alone -------------------------------------------------------------------------------------
-
-
-class _Eyes(nn.Module):
-    """The vision encoder with its lesson."""
-
-    def __init__(self, config: PhoneConfig) -> None:
-        super().__init__()
-        self.vision = AutoGLMPhone(config).vision
-        self.lesson = PatchLesson(config)
-
-
-class ReadingStage(_Stage):
-    """The stem alone: a patch at a time, nothing looks further than it."""
-
-    name = "reading"
-    kinds = ("soup",)
-    learning_rate = 4e-3
-    weight_decay = 0.05
-
-    def __init__(self, context: RunContext) -> None:
-        super().__init__(context, context.teacher)
-        self.eyes = _Eyes(self.model_config).to(context.device)
-
-    def modules(self) -> nn.Module:
-        return self.eyes
-
-    def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
-        batch = self.to_device(batch)
-        return patch_loss(self.eyes.lesson, self.eyes.vision.embed_patches(batch.inputs.images), batch)
-
-
-class EyesStage(_Stage):
-    """The whole vision encoder, half on soups and half on screens."""
-
-    name = "eyes"
-    kinds = ("soup", "screens")
-    learning_rate = 1.5e-3
-    weight_decay = 0.05
-
-    def __init__(self, context: RunContext) -> None:
-        super().__init__(context, context.teacher)
-        self.eyes = _Eyes(self.model_config).to(context.device)
-        self.eyes.load_state_dict(context.weights("reading"))
-
-    def modules(self) -> nn.Module:
-        return self.eyes
-
-    def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
-        batch = self.to_device(batch)
-        loss, facts = patch_loss(self.eyes.lesson, self.eyes.vision(batch.inputs.images), batch)
-        return loss, {f"{batch.kind}_{name}": value for name, value in facts.items()}
-
-
-class _Ears(nn.Module):
-    """The audio encoder with its lessons."""
-
-    def __init__(self, config: PhoneConfig) -> None:
-        super().__init__()
-        self.audio = AutoGLMPhone(config).audio
-        self.lesson = CharacterLesson(config)
-        self.names = NameLesson(config)
-
-
-class ListeningStage(_Stage):
-    """The stem alone: tells names apart, and spells names and commands."""
-
-    name = "listening"
-    kinds = ("names", "sounds")
-    learning_rate = 2e-3
-    weight_decay = 0.02
-
-    def __init__(self, context: RunContext) -> None:
-        super().__init__(context, context.teacher)
-        self.ears = _Ears(self.model_config).to(context.device)
-
-    def modules(self) -> nn.Module:
-        return self.ears
-
-    def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
-        batch = self.to_device(batch)
-        sound, mask = self.ears.audio.embed_frames(batch.inputs.mel, batch.inputs.frames)
-        loss, facts = character_loss(self.ears.lesson, sound, mask, batch)
-        if batch.names is not None:
-            naming, told = name_loss(self.ears.names, sound, mask, batch)
-            loss, facts = 0.3 * loss + naming, facts | told
-        return loss, {f"{batch.kind}_{name}": value for name, value in facts.items()}
-
-
-class EarsStage(_Stage):
-    """The audio encoder spells commands."""
-
-    name = "ears"
-    kinds = ("sounds",)
-    learning_rate = 1.5e-3
-    weight_decay = 0.02
-
-    def __init__(self, context: RunContext) -> None:
-        super().__init__(context, context.teacher)
-        self.ears = _Ears(self.model_config).to(context.device)
-        self.ears.load_state_dict(context.weights("listening"))
-
-    def modules(self) -> nn.Module:
-        return self.ears
-
-    def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
-        batch = self.to_device(batch)
-        sound, mask = self.ears.audio(batch.inputs.mel, batch.inputs.frames)
-        return character_loss(self.ears.lesson, sound, mask, batch)
-
-
-def _numbers(context: RunContext, config: PhoneConfig) -> Coordinates:
-    return Coordinates(load_tokenizer().number_ids, config.text.vocab_size).to(context.device)
-
-
-# --- the whole model ----------------------------------------------------------------------------------------
-
-
-class Pupil(nn.Module):
-    """A model with the lessons of its encoders."""
-
-    def __init__(self, config: PhoneConfig) -> None:
-        super().__init__()
-        self.model = AutoGLMPhone(config)
-        self.eyes = PatchLesson(config)
-        self.ears = CharacterLesson(config)
-        self.places = PlaceLesson(config)
-
-
-class PicturesStage(_Stage):
-    """Eyes and their projector: what a picture token shows is named in the decoder's words, its place in its numbers.
-
-    The decoder itself takes no part but for its tables, which keep their random start: a step costs an eighth of a
-    step through the decoder.
-    """
-
-    name = "pictures"
-    kinds = ("screens",)
-    learning_rate = 1e-3
-    weight_decay = 0.02
-
-    def __init__(self, context: RunContext) -> None:
-        super().__init__(context, context.teacher)
-        self.pupil, eyes = Pupil(self.model_config), context.weights("eyes")
-        smooth_numbers(self.pupil.model.text.lm_head, load_tokenizer().number_ids)
-        self.pupil.model.vision.load_state_dict(_part(eyes, "vision."))
-        self.pupil.eyes.load_state_dict(_part(eyes, "lesson."))
-        self.pupil = self.pupil.to(context.device).requires_grad_(False)
-        for part in (self.pupil.model.vision, self.pupil.model.vision_projector, self.pupil.eyes, self.pupil.places):
-            part.requires_grad_(True)
-        self.coordinates, self.names = _numbers(context, self.model_config), Names(load_tokenizer()).to(context.device)
-
-    def modules(self) -> nn.Module:
-        return self.pupil
-
-    def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
-        batch = self.to_device(batch)
-        model, images = self.pupil.model, batch.inputs.images
-        patches = model.vision(images)
-        size = self.model_config.vision.patch_size
-        projected = model.vision_projector(patches, images.shape[2] // size, images.shape[3] // size)
-        loss, facts = patch_loss(self.pupil.eyes, patches, batch)
-        here = torch.arange(len(images), device=images.device)
-        tokens, labels, places = showing(self.model_config, projected, here, batch)
-        if not len(tokens):
-            return loss, facts
-        naming = naming_loss(tokens, labels, self.names(model.text.embed_tokens))
-        placing = placing_loss(model, self.pupil.places, tokens, places, self.coordinates)
-        facts |= {"naming": float(naming.detach()), "placing": float(placing.detach())}
-        return loss + naming + placing, facts
-
-
-class SoundsStage(_Stage):
-    """Ears and their projector: sound tokens become like the tokens of the words said."""
-
-    name = "sounds"
-    kinds = ("sounds",)
-    learning_rate = 1e-3
-    weight_decay = 0.02
-
-    def __init__(self, context: RunContext) -> None:
-        super().__init__(context, context.teacher)
-        self.pupil, ears = Pupil(self.model_config), context.weights("ears")
-        self.pupil.load_state_dict(context.weights("pictures"))
-        self.pupil.model.audio.load_state_dict(_part(ears, "audio."))
-        self.pupil.ears.load_state_dict(_part(ears, "lesson."))
-        self.pupil = self.pupil.to(context.device).requires_grad_(False)
-        for part in (self.pupil.model.audio, self.pupil.model.audio_projector, self.pupil.ears):
-            part.requires_grad_(True)
-        self.silence = load_tokenizer().id("<|audio|>")
-
-    def sizes(self) -> Sizes:
-        return replace(super().sizes(), sounds=12)
-
-    def modules(self) -> nn.Module:
-        return self.pupil
-
-    def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
-        batch = self.to_device(batch)
-        model = self.pupil.model
-        sound, mask = model.audio(batch.inputs.mel, batch.inputs.frames)
-        loss, facts = character_loss(self.pupil.ears, sound, mask, batch)
-        writing = writing_loss(
-            model.audio_projector(sound), mask.sum(1), batch.said, batch.said_counts, model.text.embed_tokens.weight,
-            self.silence,
-        )  # fmt: skip
-        return loss + torch.log1p(writing), facts | {"writing": float(writing.detach())}
-
-
-class JointStage(_Stage):
-    """All tasks at once; with a teacher also its logits and features."""
-
-    kinds = JOINT_KINDS
-    learning_rate = 1e-3
-    weight_decay = 0.02
-    teacher: AutoGLMPhone | None = None
-
-    def __init__(self, context: RunContext, pupil: Pupil) -> None:
-        super().__init__(context, pupil.model.config)
-        self.pupil = pupil.to(context.device)
-        self.coordinates = _numbers(context, self.model_config)
-        self.names = Names(load_tokenizer()).to(context.device)
-        self.silence = load_tokenizer().id("<|audio|>")
-
-    def modules(self) -> nn.Module:
-        return self.pupil
-
-    def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
-        batch = self.to_device(batch)
-        model = self.pupil.model
-        embedded = model.embed(batch.inputs)
-        layer_inputs = [embedded.embeddings]
-        hidden = model.hidden(batch.inputs, embedded, layer_inputs)
-        logits, targets, is_coordinate = word_logits(model, hidden, batch)
-        loss, facts = word_loss(logits, targets, is_coordinate, self.coordinates)
-        pointing = pointing_loss(model, batch.inputs, layer_inputs, batch)
-        if pointing is not None:
-            loss = loss + POINTING_WEIGHT * pointing
-            facts["pointing"] = float(pointing.detach())
-        if embedded.patches is not None:
-            tokens, labels, places = showing(self.model_config, *_picture_tokens(embedded, batch), batch)
-            if len(tokens):
-                naming = naming_loss(tokens, labels, self.names(model.text.embed_tokens))
-                placing = placing_loss(model, self.pupil.places, tokens, places, self.coordinates)
-                loss = loss + LESSON_WEIGHT * (naming + placing)
-                facts |= {"naming": float(naming.detach()), "placing": float(placing.detach())}
-            lesson, told = patch_loss(self.pupil.eyes, embedded.patches, batch)
-            loss = loss + LESSON_WEIGHT * lesson
-            facts["patch_acc"] = told["patch_acc"]
-        if embedded.sound is not None and embedded.sound_mask is not None:
-            lesson, told = character_loss(self.pupil.ears, embedded.sound, embedded.sound_mask, batch)
-            loss = loss + LESSON_WEIGHT * lesson
-            facts["heard"] = told["heard"]
-            assert batch.said is not None and batch.said_counts is not None and batch.inputs.sound_of is not None
-            tokens, of = _sound_tokens(embedded, batch)
-            writing = writing_loss(
-                tokens, embedded.sound_mask.sum(1)[of], batch.said[of], batch.said_counts[of],
-                model.text.embed_tokens.weight, self.silence,
-            )  # fmt: skip
-            # Its logarithm: a hundred nats at first would drown everything else.
-            loss = loss + WRITING_WEIGHT * torch.log1p(writing)
-            facts["writing"] = float(writing.detach())
-            if embedded.fused is not None:
-                loss = loss + TRUST_WEIGHT * trust_loss(embedded, batch)
-        if self.teacher is not None:
-            loss = loss + self._following(batch, embedded, hidden, logits)
-        named = {f"{batch.kind}_{name}": value for name, value in facts.items()}
-        return loss * KIND_WEIGHT[batch.kind], named | {"samples": float(len(batch.inputs.tokens))}
-
-    def _following(self, batch: Batch, embedded: Any, hidden: Tensor, logits: Tensor) -> Tensor:
-        assert self.teacher is not None
-        with torch.no_grad():
-            seen = self.teacher.embed(batch.inputs)
-            taught = self.teacher.hidden(batch.inputs, seen)
-            wanted, _, _ = word_logits(self.teacher, taught, batch)
-        loss = FOLLOW_WEIGHT * follow_loss(logits, wanted)
-        loss = loss + FEATURE_WEIGHT * feature_loss(hidden, taught, batch.inputs.valid)
-        if embedded.patches is not None and seen.patches is not None:
-            loss = loss + FEATURE_WEIGHT * feature_loss(embedded.patches, seen.patches)
-        if embedded.sound is not None and seen.sound is not None:
-            loss = loss + FEATURE_WEIGHT * feature_loss(embedded.sound, seen.sound, embedded.sound_mask)
-        return loss
-
-    def evaluate(self) -> dict[str, float]:
-        """Shares right on a small part of the held-out set; `autoglm eval` asks all of it."""
-        generate = replier(LoadedPhone(self.pupil.model, load_tokenizer()))
-        counts = self.context.plan.counts
-        if not {"spoken", "heard"} & set(self.kinds):
-            counts = {task: count for task, count in counts.items() if task not in ("spoken_action", "transcribe")}
-        rates = evaluate(generate, counts=counts)
-        return {name: round(rate.share, 4) for name, rate in rates.items()}
-
-
-def _picture_tokens(embedded: Embedded, batch: Batch) -> tuple[Tensor, Tensor]:
-    """What the decoder gets of the pictures: tokens [rows with a picture, t, D], and which picture each row's is."""
-    assert batch.inputs.image_of is not None
-    has = batch.inputs.image_of >= 0
-    tokens = embedded.embeddings[has][batch.inputs.media[has] == 1]
-    return tokens.view(int(has.sum()), -1, tokens.shape[-1]), batch.inputs.image_of[has]
-
-
-def _sound_tokens(embedded: Embedded, batch: Batch) -> tuple[Tensor, Tensor]:
-    """What the decoder gets of the sounds: tokens [rows with a sound, t, D] padded, and which sound each row's is."""
-    assert batch.inputs.sound_of is not None
-    rows = batch.inputs.sound_of >= 0
-    is_sound = batch.inputs.media[rows] == 2
-    return pad_sequence([e[s] for e, s in zip(embedded.embeddings[rows], is_sound, strict=True)], batch_first=True), (
-        batch.inputs.sound_of[rows]
-    )
-
-
-def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+from autoglm.train.world_stage import Pupil, WorldStage, part_of
 
 
 def chosen_layers(have: int, want: int) -> list[int]:
@@ -518,8 +86,8 @@ class TeacherStage(JointStage):
         pupil, sounds = Pupil(context.teacher), context.weights("sounds")
         pupil.load_state_dict(context.weights("sight"))
         for part in ("audio", "audio_projector"):
-            getattr(pupil.model, part).load_state_dict(_part(sounds, f"model.{part}."))
-        pupil.ears.load_state_dict(_part(sounds, "ears."))
+            getattr(pupil.model, part).load_state_dict(part_of(sounds, f"model.{part}."))
+        pupil.ears.load_state_dict(part_of(sounds, "ears."))
         super().__init__(context, pupil)
         self.evaluate_every = max(1, self.steps // 2)
 
@@ -540,19 +108,19 @@ def _small_of_teacher(context: RunContext, config: PhoneConfig, *, is_joined: bo
         ("vision", config.vision.num_layers),
         ("audio", config.audio.num_layers),
     ):
-        pick_layers(pupil.model, part, _part(state, f"model.{part}."), layers)
+        pick_layers(pupil.model, part, part_of(state, f"model.{part}."), layers)
     if is_joined:
         for part in ("vision_projector", "audio_projector", "fusion"):
-            getattr(pupil.model, part).load_state_dict(_part(state, f"model.{part}."))
+            getattr(pupil.model, part).load_state_dict(part_of(state, f"model.{part}."))
     for lesson in ("eyes", "ears", "places"):
-        getattr(pupil, lesson).load_state_dict(_part(state, f"{lesson}."))
+        getattr(pupil, lesson).load_state_dict(part_of(state, f"{lesson}."))
     return pupil
 
 
 def _teacher(context: RunContext) -> AutoGLMPhone:
     """The finished teacher, frozen."""
     model = AutoGLMPhone(context.teacher)
-    model.load_state_dict(_part(context.weights("teacher"), "model."))
+    model.load_state_dict(part_of(context.weights("teacher"), "model."))
     return model.to(context.device).eval().requires_grad_(False)
 
 
@@ -647,7 +215,7 @@ def concatenating(config: PhoneConfig) -> PhoneConfig:
     return replace(config, fusion=replace(config.fusion, mode="concat", projector_size=wider))
 
 
-_CLASSES: Sequence[type[_Stage]] = (
+_CLASSES: Sequence[type[WorldStage]] = (
     ReadingStage, EyesStage, ListeningStage, EarsStage, PicturesStage, SoundsStage, SightStage, TeacherStage,
     StudentStage, DistilledStage, PrunedStage, QatStage, GcmfStage, ConcatStage,
 )  # fmt: skip

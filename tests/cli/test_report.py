@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from autoglm.train.report import read_report  # noqa: E402
-from autoglm.train.stages import RunContext  # noqa: E402
+from autoglm.train.run_context import RunContext  # noqa: E402
 from tests.cli.test_commands import run  # noqa: E402
 from tests.train.finished_run import finish  # noqa: E402
 

@@ -13,7 +13,8 @@ from autoglm.train.folding import folded
 from autoglm.train.model import AutoGLMPhone, PhoneConfig
 from autoglm.train.quantization import attach_qat
 from autoglm.train.report import EXPORT_FOLDER
-from autoglm.train.stages import RunContext, concatenating
+from autoglm.train.run_context import RunContext
+from autoglm.train.stages import concatenating
 from autoglm.train.tokenizer import load_tokenizer
 from tests.train.phones import make_phone
 

@@ -23,7 +23,7 @@ from autoglm.train.fusion_report import (  # noqa: E402
 )
 from autoglm.train.inference import LoadedPhone, replier  # noqa: E402
 from autoglm.train.report import REPORT_FOLDER  # noqa: E402
-from autoglm.train.stages import RunContext  # noqa: E402
+from autoglm.train.run_context import RunContext  # noqa: E402
 from autoglm.train.tokenizer import load_tokenizer  # noqa: E402
 from autoglm.train.world.tasks import Example  # noqa: E402
 from tests.train.finished_run import finish  # noqa: E402

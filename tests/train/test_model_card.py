@@ -14,8 +14,8 @@ from autoglm.train.evaluate import ROWS, Rate  # noqa: E402
 from autoglm.train.fusion_report import FusionReport, Weight  # noqa: E402
 from autoglm.train.model_card import render_card, write_card  # noqa: E402
 from autoglm.train.report import COLUMNS, Column, Report, sha256_of, shipped_pair  # noqa: E402
+from autoglm.train.run_context import RunContext  # noqa: E402
 from autoglm.train.sizes import parameter_counts  # noqa: E402
-from autoglm.train.stages import RunContext  # noqa: E402
 from autoglm.train.targets import Target, compared, difference, find_targets  # noqa: E402
 from tests.train.finished_run import SECONDS, finish  # noqa: E402
 

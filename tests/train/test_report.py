@@ -28,7 +28,7 @@ from autoglm.train.report import (  # noqa: E402
     sha256_of,
     shipped_pair,
 )
-from autoglm.train.stages import RunContext  # noqa: E402
+from autoglm.train.run_context import RunContext  # noqa: E402
 from autoglm.train.world.tasks import Example, Task  # noqa: E402
 from tests.train.finished_run import finish  # noqa: E402
 

@@ -1,0 +1,220 @@
+"""Stages that train eyes and ears without the decoder: cheap steps, on lessons of their own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoglm.train.dataset import Sizes
+from autoglm.train.losses import (
+    CharacterLesson,
+    NameLesson,
+    Names,
+    PatchLesson,
+    character_loss,
+    name_loss,
+    naming_loss,
+    patch_loss,
+    placing_loss,
+    showing,
+    smooth_numbers,
+    writing_loss,
+)
+from autoglm.train.model import AutoGLMPhone, PhoneConfig
+from autoglm.train.run_context import RunContext
+from autoglm.train.tokenizer import load_tokenizer
+from autoglm.train.world_stage import Pupil, WorldStage, number_targets, part_of
+
+
+class _Eyes(nn.Module):
+    """The vision encoder with its lesson."""
+
+    def __init__(self, config: PhoneConfig) -> None:
+        super().__init__()
+        self.vision = AutoGLMPhone(config).vision
+        self.lesson = PatchLesson(config)
+
+
+class ReadingStage(WorldStage):
+    """The stem alone: a patch at a time, nothing looks further than it."""
+
+    name = "reading"
+    kinds = ("soup",)
+    learning_rate = 4e-3
+    weight_decay = 0.05
+
+    def __init__(self, context: RunContext) -> None:
+        super().__init__(context, context.teacher)
+        self.eyes = _Eyes(self.model_config).to(context.device)
+
+    def modules(self) -> nn.Module:
+        return self.eyes
+
+    def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
+        batch = self.to_device(batch)
+        return patch_loss(self.eyes.lesson, self.eyes.vision.embed_patches(batch.inputs.images), batch)
+
+
+class EyesStage(WorldStage):
+    """The whole vision encoder, half on soups and half on screens."""
+
+    name = "eyes"
+    kinds = ("soup", "screens")
+    learning_rate = 1.5e-3
+    weight_decay = 0.05
+
+    def __init__(self, context: RunContext) -> None:
+        super().__init__(context, context.teacher)
+        self.eyes = _Eyes(self.model_config).to(context.device)
+        self.eyes.load_state_dict(context.weights("reading"))
+
+    def modules(self) -> nn.Module:
+        return self.eyes
+
+    def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
+        batch = self.to_device(batch)
+        loss, facts = patch_loss(self.eyes.lesson, self.eyes.vision(batch.inputs.images), batch)
+        return loss, {f"{batch.kind}_{name}": value for name, value in facts.items()}
+
+
+class _Ears(nn.Module):
+    """The audio encoder with its lessons."""
+
+    def __init__(self, config: PhoneConfig) -> None:
+        super().__init__()
+        self.audio = AutoGLMPhone(config).audio
+        self.lesson = CharacterLesson(config)
+        self.names = NameLesson(config)
+
+
+class ListeningStage(WorldStage):
+    """The stem alone: tells names apart, and spells names and commands."""
+
+    name = "listening"
+    kinds = ("names", "sounds")
+    learning_rate = 2e-3
+    weight_decay = 0.02
+
+    def __init__(self, context: RunContext) -> None:
+        super().__init__(context, context.teacher)
+        self.ears = _Ears(self.model_config).to(context.device)
+
+    def modules(self) -> nn.Module:
+        return self.ears
+
+    def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
+        batch = self.to_device(batch)
+        sound, mask = self.ears.audio.embed_frames(batch.inputs.mel, batch.inputs.frames)
+        loss, facts = character_loss(self.ears.lesson, sound, mask, batch)
+        if batch.names is not None:
+            naming, told = name_loss(self.ears.names, sound, mask, batch)
+            loss, facts = 0.3 * loss + naming, facts | told
+        return loss, {f"{batch.kind}_{name}": value for name, value in facts.items()}
+
+
+class EarsStage(WorldStage):
+    """The audio encoder spells commands."""
+
+    name = "ears"
+    kinds = ("sounds",)
+    learning_rate = 1.5e-3
+    weight_decay = 0.02
+
+    def __init__(self, context: RunContext) -> None:
+        super().__init__(context, context.teacher)
+        self.ears = _Ears(self.model_config).to(context.device)
+        self.ears.load_state_dict(context.weights("listening"))
+
+    def modules(self) -> nn.Module:
+        return self.ears
+
+    def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
+        batch = self.to_device(batch)
+        sound, mask = self.ears.audio(batch.inputs.mel, batch.inputs.frames)
+        return character_loss(self.ears.lesson, sound, mask, batch)
+
+
+class PicturesStage(WorldStage):
+    """Eyes and their projector: what a picture token shows is named in the decoder's words, its place in its numbers.
+
+    The decoder itself takes no part but for its tables, which keep their random start: a step costs an eighth of a
+    step through the decoder.
+    """
+
+    name = "pictures"
+    kinds = ("screens",)
+    learning_rate = 1e-3
+    weight_decay = 0.02
+
+    def __init__(self, context: RunContext) -> None:
+        super().__init__(context, context.teacher)
+        self.pupil, eyes = Pupil(self.model_config), context.weights("eyes")
+        smooth_numbers(self.pupil.model.text.lm_head, load_tokenizer().number_ids)
+        self.pupil.model.vision.load_state_dict(part_of(eyes, "vision."))
+        self.pupil.eyes.load_state_dict(part_of(eyes, "lesson."))
+        self.pupil = self.pupil.to(context.device).requires_grad_(False)
+        for part in (self.pupil.model.vision, self.pupil.model.vision_projector, self.pupil.eyes, self.pupil.places):
+            part.requires_grad_(True)
+        self.coordinates, self.names = (
+            number_targets(context, self.model_config),
+            Names(load_tokenizer()).to(context.device),
+        )
+
+    def modules(self) -> nn.Module:
+        return self.pupil
+
+    def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
+        batch = self.to_device(batch)
+        model, images = self.pupil.model, batch.inputs.images
+        patches = model.vision(images)
+        size = self.model_config.vision.patch_size
+        projected = model.vision_projector(patches, images.shape[2] // size, images.shape[3] // size)
+        loss, facts = patch_loss(self.pupil.eyes, patches, batch)
+        here = torch.arange(len(images), device=images.device)
+        tokens, labels, places = showing(self.model_config, projected, here, batch)
+        if not len(tokens):
+            return loss, facts
+        naming = naming_loss(tokens, labels, self.names(model.text.embed_tokens))
+        placing = placing_loss(model, self.pupil.places, tokens, places, self.coordinates)
+        facts |= {"naming": float(naming.detach()), "placing": float(placing.detach())}
+        return loss + naming + placing, facts
+
+
+class SoundsStage(WorldStage):
+    """Ears and their projector: sound tokens become like the tokens of the words said."""
+
+    name = "sounds"
+    kinds = ("sounds",)
+    learning_rate = 1e-3
+    weight_decay = 0.02
+
+    def __init__(self, context: RunContext) -> None:
+        super().__init__(context, context.teacher)
+        self.pupil, ears = Pupil(self.model_config), context.weights("ears")
+        self.pupil.load_state_dict(context.weights("pictures"))
+        self.pupil.model.audio.load_state_dict(part_of(ears, "audio."))
+        self.pupil.ears.load_state_dict(part_of(ears, "lesson."))
+        self.pupil = self.pupil.to(context.device).requires_grad_(False)
+        for part in (self.pupil.model.audio, self.pupil.model.audio_projector, self.pupil.ears):
+            part.requires_grad_(True)
+        self.silence = load_tokenizer().id("<|audio|>")
+
+    def sizes(self) -> Sizes:
+        return replace(super().sizes(), sounds=12)
+
+    def modules(self) -> nn.Module:
+        return self.pupil
+
+    def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
+        batch = self.to_device(batch)
+        model = self.pupil.model
+        sound, mask = model.audio(batch.inputs.mel, batch.inputs.frames)
+        loss, facts = character_loss(self.pupil.ears, sound, mask, batch)
+        writing = writing_loss(
+            model.audio_projector(sound), mask.sum(1), batch.said, batch.said_counts, model.text.embed_tokens.weight,
+            self.silence,
+        )  # fmt: skip
+        return loss + torch.log1p(writing), facts | {"writing": float(writing.detach())}
