@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 from dataclasses import fields, replace
 from typing import Any
 
@@ -98,6 +101,21 @@ def test_ranks_share_the_steps_and_resuming_goes_on() -> None:
 def replace_kinds(maker: BatchMaker, kinds: tuple[BatchKind, ...]) -> BatchMaker:
     maker.kinds = kinds
     return maker
+
+
+def test_a_signal_to_the_whole_group_leaves_the_workers_working() -> None:
+    """Ctrl-C in a terminal reaches them as well as the trainer, which still has a step to finish and to save."""
+    maker = replace_kinds(make_maker(), ("words",))
+    steps = stream(maker, 0, workers=1)
+    next(steps)
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(worker.pid, number)
+    for _ in range(8):  # more than are made ahead
+        next(steps)
+    assert worker.is_alive()
+    steps.close()  # type: ignore[attr-defined]
 
 
 def test_no_seed_is_of_both_splits() -> None:
