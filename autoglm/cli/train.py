@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from autoglm.cli.console import CountBar, parameter_count, size
+from autoglm.cli.console import CountBar, size
 from autoglm.errors import ConfigError, FormatError
 from autoglm.train.checkpoint import read_done
 from autoglm.train.distributed import current_world, join_world, leave_world, pick_device, wait_for_all
@@ -68,18 +68,19 @@ def run_training(options: TrainOptions) -> int:
 
 
 def list_presets() -> None:
-    """Print the presets with their parameter counts, and the stages in their order."""
+    """Print the presets with their exact parameter counts, and the stages in their order."""
     console = Console()
-    table = Table(title="Presets", title_justify="left")
-    parts = ("text", "vision", "audio", "fusion")
-    for column in ("name", "parameters", *parts, "train it"):
-        table.add_column(column, justify="left" if column in ("name", "train it") else "right")
+    # No frame: the counts of phone-9b fill 80 columns without one.
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("preset")
+    parts = ("all", "text", "vision", "audio", "fusion")
+    for part in parts:
+        table.add_column(part, justify="right", no_wrap=True)
     for name, config in PRESETS.items():
         counts = parameter_counts(config)
-        command = {"nano": "autoglm train nano", SMOKE: "autoglm train --smoke"}.get(name, "")
-        row = [parameter_count(counts[part]) for part in parts]
-        table.add_row(name, f"{parameter_count(counts['all'])} ({counts['all']:,})", *row, command)
+        table.add_row(name, *(f"{counts[part]:,}" for part in parts))
     console.print(table, highlight=False)
+    console.print("\nTrain: autoglm train nano, autoglm train --smoke", highlight=False)
     console.print(f"Stages, in this order: {', '.join([*STAGES, REPORT])}", highlight=False)
 
 
