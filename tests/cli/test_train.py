@@ -173,7 +173,7 @@ def test_missing_assets_stop_a_real_run_before_it_starts(
 def test_presets_and_stages_are_listed(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     code, out, _ = run(capfd, "train", "--list")
-    assert code == 0 and "…" not in out and "pictures, sounds, sight" in out
+    assert code == 0 and "…" not in out and "teacher, student" in out
     nine = next(line for line in out.splitlines() if "phone-9b" in line)
     assert nine.split() == ["phone-9b", "9,745,423,619", "9,400,279,040", "115,171,584", "28,580,864", "201,392,131"]
     assert "autoglm train nano" in out
