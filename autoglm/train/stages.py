@@ -83,11 +83,10 @@ class TeacherStage(JointStage):
     name = "teacher"
 
     def __init__(self, context: RunContext) -> None:
-        pupil, sounds = Pupil(context.teacher), context.weights("sounds")
-        pupil.load_state_dict(context.weights("sight"))
-        for part in ("audio", "audio_projector"):
-            getattr(pupil.model, part).load_state_dict(part_of(sounds, f"model.{part}."))
-        pupil.ears.load_state_dict(part_of(sounds, "ears."))
+        heard = ("model.audio.", "model.audio_projector.", "ears.")
+        sounds = {name: value for name, value in context.weights("sounds").items() if name.startswith(heard)}
+        pupil = Pupil(context.teacher)
+        pupil.load_state_dict(context.weights("sight") | sounds)
         super().__init__(context, pupil)
         self.evaluate_every = max(1, self.steps // 2)
 

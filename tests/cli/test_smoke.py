@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
 from autoglm.errors import ConfigError  # noqa: E402
-from autoglm.train.checkpoint import read_done  # noqa: E402
+from autoglm.train.checkpoint import load_stage_weights, read_done  # noqa: E402
 from autoglm.train.stages import STAGES  # noqa: E402
 from autoglm.train.world.speech import voices  # noqa: E402
 from tests.cli.test_commands import only_error, run  # noqa: E402
@@ -39,6 +39,19 @@ def test_every_stage_leaves_its_files(smoke_run: Path) -> None:
         assert done is not None and done.preset == "smoke" and done.step == 3
         assert (smoke_run / name / "loss.png").read_bytes().startswith(b"\x89PNG")
         assert (smoke_run / name / "metrics.jsonl").read_text().count("\n") >= 1
+
+
+def test_stages_go_on_from_each_other(smoke_run: Path) -> None:
+    """What a stage does not train is what it was handed: the decoder waits for pictures and sounds, eyes for sounds."""
+    weights = {name: load_stage_weights(smoke_run, name, "smoke") for name in ("pictures", "sounds", "sight")}
+
+    def changed(one: str, other: str) -> set[str]:
+        """Parts of the model whose weights are not the same after two stages."""
+        names = [name for name in weights[one] if name.startswith("model.")]
+        return {name.split(".")[1] for name in names if not torch.equal(weights[one][name], weights[other][name])}
+
+    assert changed("pictures", "sounds") == {"audio", "audio_projector"}
+    assert changed("pictures", "sight") == {"vision", "vision_projector", "fusion", "text"}
 
 
 def test_eval_asks_checkpoint_and_pair_the_same(capfd: pytest.CaptureFixture[str], smoke_run: Path) -> None:
