@@ -78,7 +78,8 @@ async def test_logprobs_and_offsets(serve: ServeFunction) -> None:
 
 async def test_stream_with_usage(serve: ServeFunction) -> None:
     async with client_of(serve()) as client:
-        body = {"prompt": ["a", "b"], "max_tokens": 3, "stream": True, "stream_options": {"include_usage": True}}
+        body = {"prompt": ["a", "b"], "max_tokens": 3, "stream": True, "ignore_eos": True}
+        body["stream_options"] = {"include_usage": True}
         events = events_of((await client.post("/v1/completions", json=body)).text)
     assert events[-1] == "[DONE]" and events[-2]["usage"]["completion_tokens"] == 6
     assert all(event["usage"] is None for event in events[:-2])

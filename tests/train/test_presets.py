@@ -31,7 +31,7 @@ def test_the_list_prints_exact_sizes(capsys: pytest.CaptureFixture[str], monkeyp
     command.list_presets()
     out = capsys.readouterr().out
     for name in PRESETS:
-        line = next(line for line in out.splitlines() if f" {name} " in line)
+        line = next(line for line in out.splitlines() if line.startswith(f"{name} "))
         assert f"{parameter_counts(preset(name))['all']:,}" in line
 
 
