@@ -16,17 +16,15 @@ from autoglm.train.losses import (
     PatchLesson,
     character_loss,
     name_loss,
-    naming_loss,
     patch_loss,
-    placing_loss,
-    showing,
+    shown_loss,
     smooth_numbers,
     writing_loss,
 )
 from autoglm.train.model import AutoGLMPhone, PhoneConfig
 from autoglm.train.run_context import RunContext
 from autoglm.train.tokenizer import load_tokenizer
-from autoglm.train.world_stage import Pupil, WorldStage, number_targets, part_of
+from autoglm.train.world_stage import Pupil, WorldStage, number_targets, part_of, train_only
 
 
 class _Eyes(nn.Module):
@@ -45,17 +43,15 @@ class ReadingStage(WorldStage):
     kinds = ("soup",)
     learning_rate = 4e-3
     weight_decay = 0.05
+    pupil: _Eyes
 
     def __init__(self, context: RunContext) -> None:
         super().__init__(context, context.teacher)
-        self.eyes = _Eyes(self.model_config).to(context.device)
-
-    def modules(self) -> nn.Module:
-        return self.eyes
+        self.pupil = _Eyes(self.model_config).to(context.device)
 
     def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
         batch = self.to_device(batch)
-        return patch_loss(self.eyes.lesson, self.eyes.vision.embed_patches(batch.inputs.images), batch)
+        return patch_loss(self.pupil.lesson, self.pupil.vision.embed_patches(batch.inputs.images), batch)
 
 
 class EyesStage(WorldStage):
@@ -65,18 +61,16 @@ class EyesStage(WorldStage):
     kinds = ("soup", "screens")
     learning_rate = 1.5e-3
     weight_decay = 0.05
+    pupil: _Eyes
 
     def __init__(self, context: RunContext) -> None:
         super().__init__(context, context.teacher)
-        self.eyes = _Eyes(self.model_config).to(context.device)
-        self.eyes.load_state_dict(context.weights("reading"))
-
-    def modules(self) -> nn.Module:
-        return self.eyes
+        self.pupil = _Eyes(self.model_config).to(context.device)
+        self.pupil.load_state_dict(context.weights("reading"))
 
     def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
         batch = self.to_device(batch)
-        loss, facts = patch_loss(self.eyes.lesson, self.eyes.vision(batch.inputs.images), batch)
+        loss, facts = patch_loss(self.pupil.lesson, self.pupil.vision(batch.inputs.images), batch)
         return loss, {f"{batch.kind}_{name}": value for name, value in facts.items()}
 
 
@@ -97,20 +91,18 @@ class ListeningStage(WorldStage):
     kinds = ("names", "sounds")
     learning_rate = 2e-3
     weight_decay = 0.02
+    pupil: _Ears
 
     def __init__(self, context: RunContext) -> None:
         super().__init__(context, context.teacher)
-        self.ears = _Ears(self.model_config).to(context.device)
-
-    def modules(self) -> nn.Module:
-        return self.ears
+        self.pupil = _Ears(self.model_config).to(context.device)
 
     def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
         batch = self.to_device(batch)
-        sound, mask = self.ears.audio.embed_frames(batch.inputs.mel, batch.inputs.frames)
-        loss, facts = character_loss(self.ears.lesson, sound, mask, batch)
+        sound, mask = self.pupil.audio.embed_frames(batch.inputs.mel, batch.inputs.frames)
+        loss, facts = character_loss(self.pupil.lesson, sound, mask, batch)
         if batch.names is not None:
-            naming, told = name_loss(self.ears.names, sound, mask, batch)
+            naming, told = name_loss(self.pupil.names, sound, mask, batch)
             loss, facts = 0.3 * loss + naming, facts | told
         return loss, {f"{batch.kind}_{name}": value for name, value in facts.items()}
 
@@ -122,19 +114,17 @@ class EarsStage(WorldStage):
     kinds = ("sounds",)
     learning_rate = 1.5e-3
     weight_decay = 0.02
+    pupil: _Ears
 
     def __init__(self, context: RunContext) -> None:
         super().__init__(context, context.teacher)
-        self.ears = _Ears(self.model_config).to(context.device)
-        self.ears.load_state_dict(context.weights("listening"))
-
-    def modules(self) -> nn.Module:
-        return self.ears
+        self.pupil = _Ears(self.model_config).to(context.device)
+        self.pupil.load_state_dict(context.weights("listening"))
 
     def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
         batch = self.to_device(batch)
-        sound, mask = self.ears.audio(batch.inputs.mel, batch.inputs.frames)
-        return character_loss(self.ears.lesson, sound, mask, batch)
+        sound, mask = self.pupil.audio(batch.inputs.mel, batch.inputs.frames)
+        return character_loss(self.pupil.lesson, sound, mask, batch)
 
 
 class PicturesStage(WorldStage):
@@ -148,6 +138,7 @@ class PicturesStage(WorldStage):
     kinds = ("screens",)
     learning_rate = 1e-3
     weight_decay = 0.02
+    pupil: Pupil
 
     def __init__(self, context: RunContext) -> None:
         super().__init__(context, context.teacher)
@@ -155,32 +146,19 @@ class PicturesStage(WorldStage):
         smooth_numbers(self.pupil.model.text.lm_head, load_tokenizer().number_ids)
         self.pupil.model.vision.load_state_dict(part_of(eyes, "vision."))
         self.pupil.eyes.load_state_dict(part_of(eyes, "lesson."))
-        self.pupil = self.pupil.to(context.device).requires_grad_(False)
-        for part in (self.pupil.model.vision, self.pupil.model.vision_projector, self.pupil.eyes, self.pupil.places):
-            part.requires_grad_(True)
-        self.coordinates, self.names = (
-            number_targets(context, self.model_config),
-            Names(load_tokenizer()).to(context.device),
-        )
-
-    def modules(self) -> nn.Module:
-        return self.pupil
+        model = self.pupil.to(context.device).model
+        train_only(self.pupil, (model.vision, model.vision_projector, self.pupil.eyes, self.pupil.places))
+        self.coordinates = number_targets(context, self.model_config)
+        self.names = Names(load_tokenizer()).to(context.device)
 
     def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
         batch = self.to_device(batch)
-        model, images = self.pupil.model, batch.inputs.images
-        patches = model.vision(images)
-        size = self.model_config.vision.patch_size
-        projected = model.vision_projector(patches, images.shape[2] // size, images.shape[3] // size)
+        model = self.pupil.model
+        patches, tokens = model.see(batch.inputs.images)
         loss, facts = patch_loss(self.pupil.eyes, patches, batch)
-        here = torch.arange(len(images), device=images.device)
-        tokens, labels, places = showing(self.model_config, projected, here, batch)
-        if not len(tokens):
-            return loss, facts
-        naming = naming_loss(tokens, labels, self.names(model.text.embed_tokens))
-        placing = placing_loss(model, self.pupil.places, tokens, places, self.coordinates)
-        facts |= {"naming": float(naming.detach()), "placing": float(placing.detach())}
-        return loss + naming + placing, facts
+        every = torch.arange(len(tokens), device=tokens.device)
+        shown, told = shown_loss(model, self.pupil.places, tokens, every, batch, self.names, self.coordinates)
+        return loss + shown, facts | told
 
 
 class SoundsStage(WorldStage):
@@ -190,6 +168,7 @@ class SoundsStage(WorldStage):
     kinds = ("sounds",)
     learning_rate = 1e-3
     weight_decay = 0.02
+    pupil: Pupil
 
     def __init__(self, context: RunContext) -> None:
         super().__init__(context, context.teacher)
@@ -197,16 +176,13 @@ class SoundsStage(WorldStage):
         self.pupil.load_state_dict(context.weights("pictures"))
         self.pupil.model.audio.load_state_dict(part_of(ears, "audio."))
         self.pupil.ears.load_state_dict(part_of(ears, "lesson."))
-        self.pupil = self.pupil.to(context.device).requires_grad_(False)
-        for part in (self.pupil.model.audio, self.pupil.model.audio_projector, self.pupil.ears):
-            part.requires_grad_(True)
+        model = self.pupil.to(context.device).model
+        train_only(self.pupil, (model.audio, model.audio_projector, self.pupil.ears))
         self.silence = load_tokenizer().id("<|audio|>")
 
     def sizes(self) -> Sizes:
+        """Few sounds and more steps: CTC over a vocabulary learns by the step, and stands still for long at first."""
         return replace(super().sizes(), sounds=12)
-
-    def modules(self) -> nn.Module:
-        return self.pupil
 
     def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
         batch = self.to_device(batch)

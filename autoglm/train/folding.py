@@ -22,12 +22,12 @@ def fold_stem(state: Mapping[str, Tensor], config: PhoneConfig) -> tuple[dict[st
 
     Nothing changes where there is no stem, or one folded before.
     """
-    folded = dict(state)
+    compact = dict(state)
     if config.vision.stem_channels and config.vision.stem_norms:
-        _fold(folded, "vision.stem.", VisionStem(config.vision))
+        _fold(compact, "vision.stem.", VisionStem(config.vision))
     if config.audio is not None and config.audio.stem_residuals and config.audio.stem_norms:
-        _fold(folded, "audio.stem.", AudioStem(config.audio))
-    return folded, config.without_stem_norms()
+        _fold(compact, "audio.stem.", AudioStem(config.audio))
+    return compact, config.without_stem_norms()
 
 
 def folded(model: AutoGLMPhone) -> AutoGLMPhone:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from autoglm.train.dataset import Batch, BatchKind
@@ -16,11 +16,9 @@ from autoglm.train.losses import (
     character_loss,
     feature_loss,
     follow_loss,
-    naming_loss,
     patch_loss,
-    placing_loss,
     pointing_loss,
-    showing,
+    shown_loss,
     trust_loss,
     word_logits,
     word_loss,
@@ -45,6 +43,7 @@ class JointStage(WorldStage):
     kinds = JOINT_KINDS
     learning_rate = 1e-3
     weight_decay = 0.02
+    pupil: Pupil
     teacher: AutoGLMPhone | None = None
 
     def __init__(self, context: RunContext, pupil: Pupil) -> None:
@@ -53,9 +52,6 @@ class JointStage(WorldStage):
         self.coordinates = number_targets(context, self.model_config)
         self.names = Names(load_tokenizer()).to(context.device)
         self.silence = load_tokenizer().id("<|audio|>")
-
-    def modules(self) -> nn.Module:
-        return self.pupil
 
     def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
         batch = self.to_device(batch)
@@ -70,15 +66,11 @@ class JointStage(WorldStage):
             loss = loss + POINTING_WEIGHT * pointing
             facts["pointing"] = float(pointing.detach())
         if embedded.patches is not None:
-            tokens, labels, places = showing(self.model_config, *_picture_tokens(embedded, batch), batch)
-            if len(tokens):
-                naming = naming_loss(tokens, labels, self.names(model.text.embed_tokens))
-                placing = placing_loss(model, self.pupil.places, tokens, places, self.coordinates)
-                loss = loss + LESSON_WEIGHT * (naming + placing)
-                facts |= {"naming": float(naming.detach()), "placing": float(placing.detach())}
-            lesson, told = patch_loss(self.pupil.eyes, embedded.patches, batch)
-            loss = loss + LESSON_WEIGHT * lesson
-            facts["patch_acc"] = told["patch_acc"]
+            tokens, of = _picture_tokens(embedded, batch)
+            shown, told = shown_loss(model, self.pupil.places, tokens, of, batch, self.names, self.coordinates)
+            lesson, read = patch_loss(self.pupil.eyes, embedded.patches, batch)
+            loss = loss + LESSON_WEIGHT * (shown + lesson)
+            facts |= told | {"patch_acc": read["patch_acc"]}
         if embedded.sound is not None and embedded.sound_mask is not None:
             lesson, told = character_loss(self.pupil.ears, embedded.sound, embedded.sound_mask, batch)
             loss = loss + LESSON_WEIGHT * lesson

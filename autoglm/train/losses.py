@@ -226,6 +226,24 @@ def showing(config: PhoneConfig, tokens: Tensor, image_of: Tensor, batch: Batch)
     return rms(tokens[row, token]), shown[row, token, part] - 1, places[row, token, part]
 
 
+def shown_loss(
+    model: AutoGLMPhone,
+    lesson: PlaceLesson,
+    tokens: Tensor,
+    image_of: Tensor,
+    batch: Batch,
+    names: Names,
+    coordinates: Coordinates,
+) -> tuple[Tensor, dict[str, float]]:
+    """Naming and placing of all that the pictures show; tokens [R, t, D] and image_of [R] as of `showing`."""
+    tokens, labels, places = showing(model.config, tokens, image_of, batch)
+    if not len(tokens):
+        return tokens.sum(), {}
+    naming = naming_loss(tokens, labels, names(model.text.embed_tokens))
+    placing = placing_loss(model, lesson, tokens, places, coordinates)
+    return naming + placing, {"naming": float(naming.detach()), "placing": float(placing.detach())}
+
+
 def naming_loss(tokens: Tensor, labels: Tensor, names: Tensor) -> Tensor:
     """Picture tokens lie near the words for what they show: cross-entropy over the cosines to all names.
 

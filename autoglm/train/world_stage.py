@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -10,12 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autoglm.train.dataset import Batch, BatchKind, BatchMaker, Sizes, stream
-from autoglm.train.losses import (
-    CharacterLesson,
-    Coordinates,
-    PatchLesson,
-    PlaceLesson,
-)
+from autoglm.train.losses import CharacterLesson, Coordinates, PatchLesson, PlaceLesson
 from autoglm.train.model import AutoGLMPhone, PhoneConfig
 from autoglm.train.run_context import RunContext
 from autoglm.train.tokenizer import load_tokenizer
@@ -23,9 +18,10 @@ from autoglm.train.trainer import Stage
 
 
 class WorldStage(Stage):
-    """What all stages share: their context, their numbers and their stream of batches."""
+    """What all stages share: their context, their numbers and their stream of batches; `pupil` is what learns."""
 
     kinds: tuple[BatchKind, ...] = ()
+    pupil: nn.Module
 
     def __init__(self, context: RunContext, config: PhoneConfig) -> None:
         self.context, self.model_config = context, config
@@ -34,6 +30,9 @@ class WorldStage(Stage):
         self.warmup = min(100, self.steps // 5 + 1)
         self.config = config.to_dict()
         torch.manual_seed(sum(self.name.encode()))
+
+    def modules(self) -> nn.Module:
+        return self.pupil
 
     def batches(self, start_step: int, rank: int, world: int) -> Iterator[list[Batch]]:
         maker = BatchMaker(self.model_config, load_tokenizer(), self.kinds, sizes=self.sizes())
@@ -58,6 +57,13 @@ class Pupil(nn.Module):
         self.eyes = PatchLesson(config)
         self.ears = CharacterLesson(config)
         self.places = PlaceLesson(config)
+
+
+def train_only(module: nn.Module, parts: Iterable[nn.Module]) -> None:
+    """All of `module` keeps its weights but for `parts`."""
+    module.requires_grad_(False)
+    for part in parts:
+        part.requires_grad_(True)
 
 
 def number_targets(context: RunContext, config: PhoneConfig) -> Coordinates:

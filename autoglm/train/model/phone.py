@@ -75,16 +75,19 @@ class AutoGLMPhone(nn.Module):
         """Weights in all."""
         return sum(parameter.numel() for parameter in self.parameters())
 
+    def see(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """[S, 3, H, W] -> the encoder's patches [S, H/16 * W/16, vision width] and the projected tokens [S, t, D]."""
+        patches = self.vision(images)
+        rows, columns = (side // self.config.vision.patch_size for side in images.shape[2:])
+        return patches, self.vision_projector(patches, rows, columns)
+
     def embed(self, inputs: Inputs) -> Embedded:
         """Token embeddings with the fused picture and sound tokens in their places."""
         embeddings = self.text.embed_tokens(inputs.tokens)
         patches = sound = sound_mask = None
         tokens: dict[str, tuple[Tensor, Tensor]] = {}
         if inputs.images is not None and inputs.image_of is not None:
-            patches = self.vision(inputs.images)
-            size = self.config.vision.patch_size
-            rows, columns = inputs.images.shape[2] // size, inputs.images.shape[3] // size
-            projected = self.vision_projector(patches, rows, columns)
+            patches, projected = self.see(inputs.images)
             has = inputs.image_of >= 0
             tokens["vision"] = (projected[inputs.image_of.clamp(min=0)], has[:, None].expand(-1, projected.shape[1]))
         if inputs.mel is not None and inputs.frames is not None and inputs.sound_of is not None:
