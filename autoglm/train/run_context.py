@@ -30,7 +30,7 @@ class Plan:
 NANO_PLAN = Plan(
     steps={
         "reading": 3000, "eyes": 1500, "listening": 1500, "ears": 3000, "pictures": 600, "sounds": 4000,
-        "sight": 1000, "teacher": 700,
+        "sight": 1000, "teacher": 600,
         "student": 300, "distilled": 300, "pruned": 100,
         "qat": 200, "gcmf": 200, "concat": 200,
     },

@@ -81,6 +81,7 @@ class TeacherStage(JointStage):
     """The larger model on all tasks, its ears joined to its words before."""
 
     name = "teacher"
+    learning_rate = 4e-4  # at 1e-3 what was joined comes apart: writing rose from 0.35 to 0.9 nats in 150 steps
 
     def __init__(self, context: RunContext) -> None:
         heard = ("model.audio.", "model.audio_projector.", "ears.")

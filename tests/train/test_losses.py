@@ -33,6 +33,7 @@ from autoglm.train.losses import (
     placing_loss,
     pointing_loss,
     showing,
+    shown_loss,
     smooth_numbers,
     trust_loss,
     word_logits,
@@ -44,6 +45,7 @@ from autoglm.train.model.fusion import Fused, rms
 from autoglm.train.model.phone import Embedded, Inputs
 from autoglm.train.tokenizer import load_tokenizer
 from autoglm.train.world.labels import LABELS, LANGUAGES, VISIBLE
+from autoglm.train.world_stage import Pupil, train_only
 from tests.train.phones import make_phone, some_inputs
 
 CONFIG = preset("smoke")
@@ -285,7 +287,7 @@ def trusting(audio: list[float], snr: list[float], *, alone: bool = False) -> Te
 
 def best_weight(snr: float) -> float:
     tried = [step / 200 for step in range(1, 200)]
-    return min(tried, key=lambda audio: float(trusting([audio], [snr])))
+    return min(tried, key=lambda audio: trusting([audio], [snr]).item())
 
 
 def test_the_audio_weight_is_told_to_fall_as_noise_rises() -> None:
@@ -480,6 +482,23 @@ def test_placing_reads_numbers_with_the_decoders_head() -> None:
     assert lesson.x.weight.grad is not None and model.text.lm_head.weight.grad is not None
 
 
+def test_what_is_shown_is_both_named_and_placed() -> None:
+    model, lesson, names = make_phone(), PlaceLesson(CONFIG), Names(load_tokenizer())
+    batch, embedded, _ = shown_batch(model)
+    tokens, labels, places = shown_tokens(model, embedded, batch)
+    parts = {
+        "naming": float(naming_loss(tokens, labels, names(model.text.embed_tokens))),
+        "placing": float(placing_loss(model, lesson, tokens, places, coordinates())),
+    }
+    all_tokens = embedded.embeddings[:1][batch.inputs.media[:1] == 1][None]
+    found, facts = shown_loss(model, lesson, all_tokens, torch.tensor([0]), batch, names, coordinates())
+    assert facts == pytest.approx(parts) and float(found) == pytest.approx(sum(parts.values()))
+    assert batch.patch_class is not None
+    batch.patch_class.zero_()
+    nothing, facts = shown_loss(model, lesson, all_tokens, torch.tensor([0]), batch, names, coordinates())
+    assert float(nothing) == 0 and facts == {}
+
+
 def test_near_numbers_start_alike() -> None:
     head = torch.nn.Linear(256, 2048, bias=False)
     others = head.weight.detach().clone()
@@ -503,3 +522,10 @@ def test_writing_is_ctc_over_the_cosines_to_all_tokens() -> None:
     torch.testing.assert_close(found, by_hand, rtol=1e-4, atol=1e-4)
     heard[0, :5] = table[[blank, 40, blank, 7, 7]]
     assert float(writing_loss(heard, counts, said, said_counts, table, blank)) < 0.1 * float(by_hand)
+
+
+def test_only_the_named_parts_are_trained() -> None:
+    pupil = Pupil(CONFIG)
+    train_only(pupil, (pupil.model.vision, pupil.places))
+    trained = {name for name, parameter in pupil.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, _ in pupil.named_parameters() if name.startswith(("model.vision.", "places."))}

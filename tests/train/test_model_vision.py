@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from autoglm.train.model.presets import ENCODERS, NANO_VISION, VisionConfig
 from autoglm.train.model.stem import StemLayer, VisionStem
 from autoglm.train.model.vision import VisionEncoder, VisionProjector
+from tests.train.phones import make_phone
 from tests.train.random_weights import randomize
 
 Array = NDArray[Any]
@@ -116,6 +117,15 @@ def test_merge_takes_each_square_in_reading_order() -> None:
             merged = layer_norm(np.concatenate(square, axis=-1), projector.norm)
             wanted = linear(gelu(linear(merged, projector.fc1)), projector.fc2)
             np.testing.assert_allclose(found[:, y * (columns // 2) + x], wanted, atol=1e-5)
+
+
+def test_a_phone_merges_a_wide_picture_by_its_own_rows() -> None:
+    model, images = make_phone(), torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        patches, tokens = model.see(images)
+        torch.testing.assert_close(patches, model.vision(images))
+        torch.testing.assert_close(tokens, model.vision_projector(patches, 4, 6))
+        assert not torch.allclose(tokens, model.vision_projector(patches, 6, 4))
 
 
 # --- the convolutional stem ----------------------------------------------------------------------------------
