@@ -50,7 +50,8 @@ class Batch:
     """One micro-batch; None where a kind has no such part.
 
     inputs and targets [B, L] (token wanted after each position, -100 for none); coordinates [B, L] marks targets that
-    are screen coordinates; pointed [B, L] marks the picture tokens that show what a row's action touches;
+    are screen coordinates, deciding [B, L] the one that tells whether what is named is there; pointed [B, L] marks the
+    picture tokens that show what is named, or the picture's beginning when none does;
     patch_class [S, P] (0 background) and patch_offset [S, P, 2]: which label's ink a patch shows and where that ink's
     middle lies from the patch's middle, in parts of the picture's width; patch_place [S, P, 2]: where that label would
     be touched, x and y 0 to 999; characters [A, C] (padded with 0) and character_counts [A] of what was said,
@@ -63,6 +64,7 @@ class Batch:
     targets: Tensor
     coordinates: Tensor
     pointed: Tensor | None = None
+    deciding: Tensor | None = None
     patch_class: Tensor | None = None
     patch_offset: Tensor | None = None
     patch_place: Tensor | None = None
@@ -92,6 +94,7 @@ class Row:
     positions: NDArray[np.int64]  # [3, L]
     answer_start: int
     coordinate: list[bool]
+    decision: int = 0  # what is written after this token tells whether what is named is there
 
 
 @dataclass(frozen=True)
@@ -149,17 +152,21 @@ class RowEncoder:
         turn_end = len(tokens)
         add([special["<|assistant|>"], *text("\n")])
         answer_start = len(tokens)
+        # The last line of the thought begins with what is decided: "Tap ..." or "No ...".
+        heard, newline, _ = example.thought.rpartition("\n")
+        decision = answer_start + len(text(heard + newline))
         coordinate = [False] * len(tokens)
         if with_answer:
             add([special["<think>"], *text(example.thought), special["</think>"], *text("\n"), special["<answer>"]])
             coordinate.extend([False] * (len(tokens) - len(coordinate)))
             answer = text(example.answer)
             add([*answer, special["</answer>"], special["<|endoftext|>"]])
-            touches = example.answer.startswith("do(") and "=[" in example.answer
+            # A swipe's numbers are always the same four: words to be learned exactly.
+            touches = example.answer.startswith("do(") and "element=[" in example.answer
             coordinate.extend(touches and token in self._numbers for token in answer)
             coordinate.extend([False, False])
         turn = [int(turn_start <= i < turn_end) for i in range(len(tokens))]
-        return Row(tokens, kinds, turn, words, np.concatenate(columns, axis=1), answer_start, coordinate)
+        return Row(tokens, kinds, turn, words, np.concatenate(columns, axis=1), answer_start, coordinate, decision)
 
 
 def collate_rows(rows: Sequence[Row], pad_token: int, *, left: bool = False) -> tuple[Inputs, Tensor, Tensor]:
@@ -333,18 +340,31 @@ class BatchMaker(Dataset[list[Batch]]):
             inputs.images = torch.from_numpy(np.stack(pixels))
             inputs.image_of = torch.tensor([screens[id(e.screen)] if e.screen is not None else -1 for e in examples])
             self._add_patches(result, [screen.elements for screen in pictures])
-            result.pointed = torch.zeros_like(coordinates)
-            for row, example in enumerate(examples):
-                if example.target is not None and grid is not None:
-                    share = ink_share(example.target, *grid)
-                    shows = share >= min(PATCH_SHARE, share.max())
-                    result.pointed[row, inputs.media[row] == 1] = torch.from_numpy(shows.reshape(-1))
+            if with_answer and grid is not None:
+                self._add_pointing(result, examples, [row.decision for row in rows], grid)
         sounds = [sound for sound in heard if sound is not None]
         if sounds:
             numbers = iter(range(len(sounds)))
             inputs.sound_of = torch.tensor([next(numbers) if sound is not None else -1 for sound in heard])
             self._add_sounds(result, sounds, [e.spoken for e in examples if e.spoken is not None])
         return result
+
+    def _add_pointing(
+        self, batch: Batch, examples: Sequence[Example], decisions: Sequence[int], grid: tuple[int, int]
+    ) -> None:
+        """Where to look for what is named: at the tokens that show it, or at the picture's beginning when none does."""
+        batch.pointed, batch.deciding = torch.zeros_like(batch.coordinates), torch.zeros_like(batch.coordinates)
+        for row, (example, decision) in enumerate(zip(examples, decisions, strict=True)):
+            if example.sought is None:
+                continue
+            batch.deciding[row, decision] = True
+            picture = batch.inputs.media[row] == 1
+            if not example.sought:
+                batch.pointed[row, int(picture.nonzero()[0]) - 1] = True
+            for element in example.sought:
+                share = ink_share(element, *grid)
+                shows = share >= min(PATCH_SHARE, share.max())
+                batch.pointed[row, picture] |= torch.from_numpy(shows.reshape(-1))
 
     def _add_patches(self, batch: Batch, elements: Sequence[Sequence[Element]]) -> None:
         assert batch.inputs.images is not None

@@ -281,14 +281,16 @@ def writing_loss(
 
 
 def pointing_loss(model: AutoGLMPhone, inputs: Inputs, layer_inputs: Sequence[Tensor], batch: Batch) -> Tensor | None:
-    """Where one head looks while a coordinate is written: minus the log of its attention to the thing to be touched.
+    """Where one head looks while it is decided whether a thing is there, and while its coordinates are written.
 
+    Minus the log of its attention to the tokens that show the thing, or to the picture's beginning when none does.
     Finding the place is one head's work, and found by chance it takes thousands of steps; shown where to look it takes
-    hundreds (supervised attention, Liu et al. 2016). None where the batch touches nothing.
+    hundreds (supervised attention, Liu et al. 2016). None where the batch looks for nothing.
     """
-    if batch.pointed is None:
+    if batch.pointed is None or batch.deciding is None:
         return None
-    rows, at = (batch.coordinates & batch.pointed.any(dim=1, keepdim=True)).nonzero(as_tuple=True)
+    looks = (batch.coordinates | batch.deciding) & batch.pointed.any(dim=1, keepdim=True)
+    rows, at = looks.nonzero(as_tuple=True)
     if not len(rows):
         return None
     index = len(model.text.layers) - POINTING_LAYER_FROM_END

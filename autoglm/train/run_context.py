@@ -30,9 +30,9 @@ class Plan:
 NANO_PLAN = Plan(
     steps={
         "reading": 3000, "eyes": 1500, "listening": 1500, "ears": 3000, "pictures": 600, "sounds": 4000,
-        "sight": 1000, "teacher": 600,
-        "student": 300, "distilled": 300, "pruned": 100,
-        "qat": 200, "gcmf": 200, "concat": 200,
+        "sight": 1000, "teacher": 800,
+        "student": 250, "distilled": 250, "pruned": 60,
+        "qat": 120, "gcmf": 120, "concat": 120,
     },
     sizes=Sizes(),
     counts={"typed_action": 60, "spoken_action": 60, "is_here": 30, "transcribe": 30, "identity": 20},

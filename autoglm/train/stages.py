@@ -92,11 +92,9 @@ class TeacherStage(JointStage):
         self.evaluate_every = max(1, self.steps // 2)
 
     def sizes(self) -> Sizes:
-        """Twice as much is spoken as elsewhere, typing being learned; still more to find than a user would ask for."""
+        """Twice as much is spoken as elsewhere: typing was learned before."""
         sizes = super().sizes()
-        return replace(
-            sizes, screens=sizes.spoken_screens, spoken_screens=sizes.screens, spoken_questions=4, spare_questions=3
-        )
+        return replace(sizes, screens=sizes.spoken_screens, spoken_screens=sizes.screens, spoken_questions=4)
 
 
 def _small_of_teacher(context: RunContext, config: PhoneConfig, *, is_joined: bool = True) -> Pupil:

@@ -41,7 +41,7 @@ from autoglm.train.world.canvas import Box, Element
 from autoglm.train.world.labels import VISIBLE, VISIBLE_CLASS, Label, Language
 from autoglm.train.world.screens import draw_screen
 from autoglm.train.world.split import Split, rng_for
-from autoglm.train.world.tasks import Example, centre, examples_for_screen, speech_only, text_only
+from autoglm.train.world.tasks import Example, Task, centre, examples_for_screen, speech_only, text_only
 
 TOKENIZER = load_tokenizer()
 SMALL = Sizes(soups=1, screens=1, questions=3, spoken_screens=1, spoken_questions=2, sounds=2, words=3)
@@ -335,22 +335,41 @@ def test_sounds_are_spelled_and_their_noise_is_known() -> None:
     assert {asked.sound("hi", "en", rng_for("train", n))[1] for n in range(4)} == {3.0}
 
 
-def test_pointed_tokens_show_the_target() -> None:
-    maker = make_maker()
+def test_pointed_tokens_show_what_is_sought() -> None:
+    maker, begin = make_maker(), TOKENIZER.id("<|begin_of_image|>")
     screen = draw_screen(3, "train", width=448)
-    drawn = examples_for_screen(screen, rng_for("train", "pointed"), "train", 30, mix={"typed_action": 1.0})
+    mix: dict[Task, float] = {"typed_action": 0.7, "is_here": 0.3}
+    drawn = examples_for_screen(screen, rng_for("train", "pointed"), "train", 60, mix=mix)
     batch = maker.batch("typed", drawn, rng_for("train", "x"))
-    assert batch.pointed is not None and batch.inputs.images is not None
+    assert batch.pointed is not None and batch.deciding is not None and batch.inputs.images is not None
     rows, columns = (side // 32 for side in batch.inputs.images.shape[2:])
     for row, one in enumerate(drawn):
         cells = batch.pointed[row][batch.inputs.media[row] == 1].view(rows, columns)
-        assert int(batch.pointed[row].sum()) == int(cells.sum()), "nothing but picture tokens"
-        assert bool(cells.any()) == (one.target is not None)
+        others = batch.inputs.tokens[row][batch.pointed[row] & (batch.inputs.media[row] != 1)].tolist()
+        assert others == ([begin] if one.sought == () else []), "the picture's beginning where nothing shows it"
+        assert bool(cells.any()) == bool(one.sought) and int(batch.deciding[row].sum()) == (one.sought is not None)
+        assert one.target is None or one.sought == (one.target,)
         for y, x in cells.nonzero().tolist():
-            assert one.target is not None
-            left, top, right, bottom = one.target.ink
-            assert left * columns < x + 1 and right * columns > x and top * rows < y + 1 and bottom * rows > y
-    assert 1 < int(batch.pointed.any(dim=1).sum()) < 30
+            assert any(
+                left * columns < x + 1 and right * columns > x and top * rows < y + 1 and bottom * rows > y
+                for left, top, right, bottom in (element.ink for element in one.sought or ())
+            )
+    assert {one.sought and len(one.sought) for one in drawn} >= {None, (), 1}
+
+
+@pytest.mark.usefixtures("hum")
+def test_the_decision_is_the_first_token_of_the_thoughts_last_line() -> None:
+    maker = make_maker()
+    for number, task in enumerate(("typed_action", "spoken_action", "is_here")):
+        screen = draw_screen(4 + number, "train", width=448)
+        drawn = examples_for_screen(screen, rng_for("train", "decision"), "train", 20, mix={task: 1.0})
+        batch = maker.batch("spoken" if task == "spoken_action" else "typed", drawn, rng_for("train", "x"))
+        assert batch.deciding is not None
+        for row, one in enumerate(drawn):
+            at = batch.deciding[row].nonzero().flatten().tolist()
+            if one.sought is not None:
+                rest = TOKENIZER.decode([int(t) for t in batch.targets[row, at[0] :] if t >= 0])
+                assert rest.startswith(one.thought.rpartition("\n")[2] + "</think>")
 
 
 @pytest.mark.usefixtures("hum")
@@ -360,7 +379,7 @@ def test_spare_questions_are_dropped_where_they_touch_nothing() -> None:
         maker.sizes = replace(maker.sizes, spare_questions=spare)
         batches = [maker.make_batch("typed", index) for index in range(6)]
         assert {len(batch.targets) for batch in batches} == {maker.sizes.screens * maker.sizes.questions}
-        return sum(float(batch.pointed.any(1).float().mean()) for batch in batches if batch.pointed is not None)
+        return sum(float(batch.coordinates.any(1).float().mean()) for batch in batches)
 
     assert touching(6) > 1.3 * touching(0)
 

@@ -16,7 +16,7 @@ The instruction is in the language of the screen. Spoken words appear first in t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
@@ -77,6 +77,7 @@ class Example:
     thought, answer  what goes between the think and the answer tags
     target   the element to touch, None unless the answer is Tap or Long Press
     scored   the metrics this example counts for
+    sought   the elements that show what is named: () when the screen does not, None where nothing is looked for
     """
 
     task: Task
@@ -88,6 +89,7 @@ class Example:
     answer: str
     target: Element | None
     scored: tuple[Metric, ...]
+    sought: tuple[Element, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ class _Decision:
     thought: str
     action: Action
     target: Element | None = None
+    sought: tuple[Element, ...] | None = None
 
 
 def examples_for_screen(
@@ -125,9 +128,11 @@ def screen_example(task: Task, screen: Screen, rng: np.random.Generator, split: 
         return None
     intent, name, thought, message = question
     typed = written(rng, language, draw_phrase(rng, language, intent, split, name), question=True)
-    return Example(
-        task, language, screen, typed, None, thought, format_action(Finish(message)), None, ("answer_exact",)
-    )
+    sought = None
+    if task == "is_here":
+        sought = tuple(one for one in screen.elements if _folded(one.label, screen) == name.casefold())
+    answer = format_action(Finish(message))
+    return Example(task, language, screen, typed, None, thought, answer, None, ("answer_exact",), sought)
 
 
 def speech_only(rng: np.random.Generator, split: Split, *, language: Language | None = None) -> Example:
@@ -201,10 +206,12 @@ def _action_example(task: Task, screen: Screen, rng: np.random.Generator, split:
         scored = ("tap_in_box", *scored)
     if task == "typed_action":
         typed = written(rng, language, sentence)
-        return Example(task, language, screen, typed, None, decision.thought, answer, decision.target, scored)
+        return Example(
+            task, language, screen, typed, None, decision.thought, answer, decision.target, scored, decision.sought
+        )
     thought = replies.heard(language, sentence, decision.thought)
     scored = (*scored, "transcript_exact")
-    return Example(task, language, screen, "", sentence, thought, answer, decision.target, scored)
+    return Example(task, language, screen, "", sentence, thought, answer, decision.target, scored, decision.sought)
 
 
 def _decide(screen: Screen, rng: np.random.Generator) -> _Decision | None:
@@ -230,10 +237,10 @@ def _decide(screen: Screen, rng: np.random.Generator) -> _Decision | None:
         x, y = centre(element)
         action: Action = LongPress(x, y) if intent == "long_press" else Tap(x, y)
         key: replies.Key = "long_press" if intent == "long_press" else "tap"
-        return _Decision(intent, name, replies.thought(language, key, name), action, element)
+        return _Decision(intent, name, replies.thought(language, key, name), action, element, (element,))
     if intent == "open" and label.kind == "app":
-        return _Decision(intent, name, replies.thought(language, "launch", name), Launch(name))
-    return _finish(intent, name, language, "absent")
+        return _Decision(intent, name, replies.thought(language, "launch", name), Launch(name), sought=())
+    return replace(_finish(intent, name, language, "absent"), sought=())
 
 
 def _thing_to_name(screen: Screen, rng: np.random.Generator, intent: Intent) -> tuple[Element | None, Label | None]:
