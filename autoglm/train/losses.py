@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autoglm.train.dataset import NO_TARGET, Batch, alphabet
+from autoglm.train.dataset import Batch, alphabet
 from autoglm.train.model.fusion import rms
 from autoglm.train.model.phone import AutoGLMPhone, Embedded, Inputs
 from autoglm.train.model.presets import PhoneConfig
 from autoglm.train.model.text import DecoderLayer, rope_tables, rotate
+from autoglm.train.rows import NO_TARGET
 from autoglm.train.tokenizer import NanoTokenizer
 from autoglm.train.world.labels import LABELS, LANGUAGES, VISIBLE
 

@@ -19,23 +19,19 @@ from autoglm.train import dataset
 from autoglm.train.actions import Tap, parse_action
 from autoglm.train.dataset import (
     CLEAN_SNR,
-    NO_TARGET,
     PATCH_SHARE,
     SNR_RANGE,
     Batch,
     BatchKind,
     BatchMaker,
-    Media,
-    Row,
-    RowEncoder,
     Sizes,
     alphabet,
-    collate_rows,
     patch_targets,
     stream,
 )
 from autoglm.train.model import AutoGLMPhone, preset
 from autoglm.train.model.audio import token_count
+from autoglm.train.rows import NO_TARGET, Media, Row, RowEncoder, collate_rows
 from autoglm.train.tokenizer import load_tokenizer
 from autoglm.train.world.canvas import Box, Element
 from autoglm.train.world.labels import VISIBLE, VISIBLE_CLASS, Label, Language

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from autoglm.train.dataset import NO_TARGET, Batch, alphabet
+from autoglm.train.dataset import Batch, alphabet
 from autoglm.train.losses import (
     BACKGROUND_WEIGHT,
     COORDINATE_SIGMA,
@@ -43,6 +43,7 @@ from autoglm.train.losses import (
 from autoglm.train.model import AutoGLMPhone, preset
 from autoglm.train.model.fusion import Fused, rms
 from autoglm.train.model.phone import Embedded, Inputs
+from autoglm.train.rows import NO_TARGET
 from autoglm.train.tokenizer import load_tokenizer
 from autoglm.train.world.labels import LABELS, LANGUAGES, VISIBLE
 from autoglm.train.world_stage import Pupil, train_only

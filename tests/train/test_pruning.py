@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from autoglm.train.dataset import NO_TARGET, Batch
+from autoglm.train.dataset import Batch
 from autoglm.train.model import AutoGLMPhone, preset
 from autoglm.train.model.text import DecoderLayer
 from autoglm.train.pruning import ffn_contributions, least_useful_ffn, without_ffn
+from autoglm.train.rows import NO_TARGET
 from tests.train.phones import make_phone, some_inputs
 
 LAYERS = 3
