@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from autoglm.media.log_mel import log_mel
 from autoglm.media.screen_pixels import encoder_pixels, encoder_size
+from autoglm.train.augment import augment
 from autoglm.train.model.audio import token_count
 from autoglm.train.model.phone import Inputs
 from autoglm.train.model.presets import PhoneConfig
@@ -205,7 +206,8 @@ class BatchMaker(Dataset[list[Batch]]):
             snr = self.snr
         is_clean = snr >= CLEAN_SNR
         wave = say(text, language, self.split, rng)
-        return log_mel(distort(wave, rng, snr_db=None if is_clean else snr, clean=is_clean)), snr
+        mel = log_mel(distort(wave, rng, snr_db=None if is_clean else snr, clean=is_clean))
+        return (augment(mel, rng) if self.split == "train" else mel), snr
 
     def batch(
         self, kind: BatchKind, examples: list[Example], rng: np.random.Generator, *, with_answer: bool = True

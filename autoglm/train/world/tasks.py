@@ -32,6 +32,7 @@ from autoglm.train.world.identity import (
 )
 from autoglm.train.world.labels import APPS, LANGUAGES, VISIBLE, Kind, Label, Language
 from autoglm.train.world.phrases import COMMANDS, Intent, draw_phrase, written
+from autoglm.train.world.salads import draw_salad
 from autoglm.train.world.split import Split
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ _COMMAND_WEIGHTS: Mapping[Intent, float] = {
 }  # fmt: skip
 # Among instructions that name something: how often it is not on the screen.
 _ABSENT = 0.22
+# How often training is asked to write down words that make no sentence.
+_SALAD_SHARE = 0.5
 # Names in a description; more would make the answer long and the first mistake likelier.
 _NAMES_IN_DESCRIPTION = 3
 _SWIPES: Mapping[Intent, Swipe] = {
@@ -158,8 +161,9 @@ def speech_only(rng: np.random.Generator, split: Split, *, language: Language | 
 
 
 def transcribe(rng: np.random.Generator, split: Split, language: Language) -> Example:
-    """A typed question what is heard, a spoken command, and its words as the answer."""
-    spoken = draw_command(rng, split, language)
+    """A typed question what is heard, a spoken command (in training half of the time a salad), its words as answer."""
+    is_salad = split == "train" and rng.random() < _SALAD_SHARE
+    spoken = draw_salad(rng, language) if is_salad else draw_command(rng, split, language)
     typed = written(rng, language, draw_phrase(rng, language, "transcribe", split), question=True)
     answer = format_action(Finish(spoken))
     thought = replies.heard(language, spoken)
