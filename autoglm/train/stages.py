@@ -12,8 +12,8 @@
     distilled the same start, learning from the labels and from the teacher's logits and features
     pruned    the feed-forward part that contributes least is taken out, and the rest healed
     qat       norms merged, then training on the exact GGUF grids
-    gcmf, concat   the student's start with fresh projectors, with and without gated fusion: equal short runs, for the
-              comparison in the model card
+    gcmf, concat   the student's start with a fresh gated fusion, or with none and wider projectors: equal short runs,
+              for the comparison in the model card
 
 Export follows when `qat` is done (export.py).
 """
@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from autoglm.train.dataset import BatchMaker, Sizes
@@ -97,11 +98,20 @@ class TeacherStage(JointStage):
         return replace(sizes, screens=sizes.spoken_screens, spoken_screens=sizes.screens, spoken_questions=4)
 
 
-def _small_of_teacher(context: RunContext, config: PhoneConfig, *, is_joined: bool = True) -> Pupil:
-    """`config`'s model of the teacher's parts with every so many layers left out.
+def widen_projector(projector: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load the weights of one with fewer hidden units: the same function, the new units not read yet.
 
-    is_joined: what joins the encoders to the decoder, projectors and fusion, is the teacher's too; else it is fresh.
+    Source: Net2Net, Chen et al. 2016 (arXiv:1511.05641), with zeros where it splits weights.
     """
+    wider = projector.state_dict()
+    wider["fc2.weight"] = torch.zeros_like(wider["fc2.weight"])
+    for name, value in state.items():
+        wider[name][tuple(slice(size) for size in value.shape)] = value
+    projector.load_state_dict(wider)
+
+
+def _small_of_teacher(context: RunContext, config: PhoneConfig, *, fuses_anew: bool = False) -> Pupil:
+    """`config`'s model of the teacher's parts with every so many layers left out; fuses_anew: but for its fusion."""
     pupil, state = Pupil(config), context.weights("teacher")
     assert config.audio is not None
     for part, layers in (
@@ -110,9 +120,10 @@ def _small_of_teacher(context: RunContext, config: PhoneConfig, *, is_joined: bo
         ("audio", config.audio.num_layers),
     ):
         pick_layers(pupil.model, part, part_of(state, f"model.{part}."), layers)
-    if is_joined:
-        for part in ("vision_projector", "audio_projector", "fusion"):
-            getattr(pupil.model, part).load_state_dict(part_of(state, f"model.{part}."))
+    for projector in ("vision_projector", "audio_projector"):
+        widen_projector(getattr(pupil.model, projector), part_of(state, f"model.{projector}."))
+    if not fuses_anew:
+        pupil.model.fusion.load_state_dict(part_of(state, "model.fusion."))
     for lesson in ("eyes", "ears", "places"):
         getattr(pupil, lesson).load_state_dict(part_of(state, f"{lesson}."))
     return pupil
@@ -188,12 +199,12 @@ def _pruned(context: RunContext) -> Pupil:
 
 
 class GcmfStage(JointStage):
-    """The student's start with fresh projectors and fusion, for a short run."""
+    """The student's start with a fresh fusion, for a short run."""
 
     name = "gcmf"
 
     def __init__(self, context: RunContext) -> None:
-        super().__init__(context, _small_of_teacher(context, context.student, is_joined=False))
+        super().__init__(context, _small_of_teacher(context, context.student, fuses_anew=True))
 
 
 class ConcatStage(JointStage):
@@ -203,7 +214,7 @@ class ConcatStage(JointStage):
 
     def __init__(self, context: RunContext) -> None:
         config = concatenating(context.student)
-        super().__init__(context, _small_of_teacher(context, config, is_joined=False))
+        super().__init__(context, _small_of_teacher(context, config, fuses_anew=True))
 
 
 def concatenating(config: PhoneConfig) -> PhoneConfig:

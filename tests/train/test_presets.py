@@ -12,8 +12,9 @@ import torch
 from autoglm.cli import train as command
 from autoglm.errors import ConfigError
 from autoglm.train.model import PRESETS, AutoGLMPhone, PhoneConfig, preset
+from autoglm.train.model.vision import VisionProjector
 from autoglm.train.sizes import parameter_counts
-from autoglm.train.stages import chosen_layers, concatenating, pick_layers
+from autoglm.train.stages import chosen_layers, concatenating, pick_layers, widen_projector
 
 PUBLISHED_TEXT_PARAMETERS = 9_400_279_040
 
@@ -125,3 +126,12 @@ def test_picked_layers_are_the_deeper_models_own() -> None:
         wanted = deep.text.layers[layer].state_dict()
         assert all(torch.equal(wanted[k], value) for k, value in shallow.text.layers[place].state_dict().items())
     assert torch.equal(shallow.text.embed_tokens.weight, deep.text.embed_tokens.weight)
+
+
+def test_a_widened_projector_is_the_same_function_and_can_learn_more() -> None:
+    vision, features = preset("smoke").vision, torch.randn(2, 24, 64, generator=torch.Generator().manual_seed(1))
+    narrow, wide = VisionProjector(vision, 16, 10), VisionProjector(vision, 40, 10)
+    widen_projector(wide, narrow.state_dict())
+    torch.testing.assert_close(wide(features, 4, 6), narrow(features, 4, 6))
+    wide(features, 4, 6).pow(2).sum().backward()
+    assert wide.fc2.weight.grad is not None and bool(wide.fc2.weight.grad[:, 16:].any())
