@@ -477,7 +477,7 @@ def test_placing_reads_numbers_with_the_decoders_head() -> None:
     for axis, wanted in ((lesson.x, 120), (lesson.y, 900)):
         log_probs = torch.log_softmax(model.text.lm_head(axis(tokens)), dim=-1)[0, 500:1500]
         bell = torch.exp(-((torch.arange(1000) - wanted) ** 2) / (2 * COORDINATE_SIGMA**2))
-        by_hand -= float((bell / bell.sum() * log_probs).sum())
+        by_hand -= (bell / bell.sum() * log_probs).sum().item()
     assert float(found) == pytest.approx(by_hand, rel=1e-4)
     found.backward()
     assert lesson.x.weight.grad is not None and model.text.lm_head.weight.grad is not None
