@@ -478,7 +478,7 @@ def test_placing_reads_numbers_with_the_decoders_head() -> None:
         log_probs = torch.log_softmax(model.text.lm_head(axis(tokens)), dim=-1)[0, 500:1500]
         bell = torch.exp(-((torch.arange(1000) - wanted) ** 2) / (2 * COORDINATE_SIGMA**2))
         by_hand -= (bell / bell.sum() * log_probs).sum().item()
-    assert float(found) == pytest.approx(by_hand, rel=1e-4)
+    assert found.item() == pytest.approx(by_hand, rel=1e-4)
     found.backward()
     assert lesson.x.weight.grad is not None and model.text.lm_head.weight.grad is not None
 
@@ -488,16 +488,16 @@ def test_what_is_shown_is_both_named_and_placed() -> None:
     batch, embedded, _ = shown_batch(model)
     tokens, labels, places = shown_tokens(model, embedded, batch)
     parts = {
-        "naming": float(naming_loss(tokens, labels, names(model.text.embed_tokens))),
-        "placing": float(placing_loss(model, lesson, tokens, places, coordinates())),
+        "naming": naming_loss(tokens, labels, names(model.text.embed_tokens)).item(),
+        "placing": placing_loss(model, lesson, tokens, places, coordinates()).item(),
     }
     all_tokens = embedded.embeddings[:1][batch.inputs.media[:1] == 1][None]
     found, facts = shown_loss(model, lesson, all_tokens, torch.tensor([0]), batch, names, coordinates())
-    assert facts == pytest.approx(parts) and float(found) == pytest.approx(sum(parts.values()))
+    assert facts == pytest.approx(parts) and found.item() == pytest.approx(sum(parts.values()))
     assert batch.patch_class is not None
     batch.patch_class.zero_()
     nothing, facts = shown_loss(model, lesson, all_tokens, torch.tensor([0]), batch, names, coordinates())
-    assert float(nothing) == 0 and facts == {}
+    assert nothing.item() == 0 and facts == {}
 
 
 def test_near_numbers_start_alike() -> None:
