@@ -9,14 +9,17 @@ import numpy as np
 import numpy.typing as npt
 
 Mel = npt.NDArray[np.float32]
-_STRETCH = 0.12  # a child's vocal tract against a man's is about 0.75; the engines' voices lie between
+_STRETCH = 0.12  # vocal tracts up to an eighth longer or shorter than the voice's own
 _STRETCHED_SHARE, _MASKED_SHARE = 0.6, 0.6
 _MAX_BINS, _MAX_FRAMES = 12, 12
 _FRAMES_A_MASK = 80  # one mask in time for every 0.8 s at most, so that words are damaged and not lost
 
 
 def augment(mel: Mel, rng: np.random.Generator) -> Mel:
-    """A changed copy of a normalized log-mel spectrogram f32 [frames, bins]; what is hidden is 0, its mean."""
+    """A normalized log-mel spectrogram f32 [frames, bins], changed more often than not; what is hidden is 0, its mean.
+
+    The one given is not touched.
+    """
     if rng.random() < _STRETCHED_SHARE:
         mel = stretch_bins(mel, 1 + rng.uniform(-_STRETCH, _STRETCH))
     if rng.random() < _MASKED_SHARE:

@@ -52,7 +52,8 @@ class Batch:
 
     inputs and targets [B, L] (token wanted after each position, -100 for none); coordinates [B, L] marks targets that
     are screen coordinates, deciding [B, L] the one that tells whether what is named is there; pointed [B, L] marks the
-    picture tokens that show what is named, or the picture's beginning when none does;
+    picture tokens that show what is named, or the picture's beginning when none does; copying [B, L] at targets that
+    write down what was said: which of its tokens, 1 upwards, 0 elsewhere;
     patch_class [S, P] (0 background) and patch_offset [S, P, 2]: which label's ink a patch shows and where that ink's
     middle lies from the patch's middle, in parts of the picture's width; patch_place [S, P, 2]: where that label would
     be touched, x and y 0 to 999; characters [A, C] (padded with 0) and character_counts [A] of what was said,
@@ -66,6 +67,7 @@ class Batch:
     coordinates: Tensor
     pointed: Tensor | None = None
     deciding: Tensor | None = None
+    copying: Tensor | None = None
     patch_class: Tensor | None = None
     patch_offset: Tensor | None = None
     patch_place: Tensor | None = None
@@ -241,7 +243,9 @@ class BatchMaker(Dataset[list[Batch]]):
         if sounds:
             numbers = iter(range(len(sounds)))
             inputs.sound_of = torch.tensor([next(numbers) if sound is not None else -1 for sound in heard])
-            self._add_sounds(result, sounds, [e.spoken for e in examples if e.spoken is not None])
+            self._add_sounds(result, sounds, [(e.spoken, e.language) for e in examples if e.spoken is not None])
+            if with_answer:
+                self._add_copying(result, [row.copy for row in rows])
         return result
 
     def _add_pointing(
@@ -261,6 +265,15 @@ class BatchMaker(Dataset[list[Batch]]):
                 shows = share >= min(PATCH_SHARE, share.max())
                 batch.pointed[row, picture] |= torch.from_numpy(shows.reshape(-1))
 
+    def _add_copying(self, batch: Batch, starts: Sequence[int]) -> None:
+        """Where the tokens said are written down: right after each row's start, one after the other."""
+        assert batch.inputs.sound_of is not None and batch.said_counts is not None
+        batch.copying = torch.zeros_like(batch.targets)
+        for row, (start, sound) in enumerate(zip(starts, batch.inputs.sound_of.tolist(), strict=True)):
+            if sound >= 0:
+                count = int(batch.said_counts[sound])
+                batch.copying[row, start : start + count] = torch.arange(1, count + 1)
+
     def _add_patches(self, batch: Batch, elements: Sequence[Sequence[Element]]) -> None:
         assert batch.inputs.images is not None
         height, width = batch.inputs.images.shape[2:]
@@ -271,7 +284,10 @@ class BatchMaker(Dataset[list[Batch]]):
         batch.patch_place = torch.from_numpy(np.stack([one[2] for one in found]))
 
     def _add_sounds(
-        self, batch: Batch, sounds: Sequence[tuple[NDArray[np.float32], float]], texts: Sequence[str]
+        self,
+        batch: Batch,
+        sounds: Sequence[tuple[NDArray[np.float32], float]],
+        texts: Sequence[tuple[str, Language]],
     ) -> None:
         frames = [len(mel) for mel, _ in sounds]
         mel = np.zeros((len(sounds), max(frames), sounds[0][0].shape[1]), dtype=np.float32)
@@ -280,9 +296,9 @@ class BatchMaker(Dataset[list[Batch]]):
         batch.inputs.mel, batch.inputs.frames = torch.from_numpy(mel), torch.tensor(frames)
         batch.snr = torch.tensor([snr for _, snr in sounds])
         known = alphabet()
-        codes = [[known[c] for c in text.lower() if c in known] for text in texts]
+        codes = [[known[c] for c in text.lower() if c in known] for text, _ in texts]
         batch.characters, batch.character_counts = _padded(codes)
-        batch.said, batch.said_counts = _padded([self.tokenizer.encode(text) for text in texts])
+        batch.said, batch.said_counts = _padded([self.rows.said(text, language) for text, language in texts])
 
     def _soups(self, rng: np.random.Generator) -> Batch:
         soups = [draw_soup(int(rng.integers(1 << 40)), self.split, self.sizes.variety) for _ in range(self.sizes.soups)]
@@ -315,7 +331,7 @@ class BatchMaker(Dataset[list[Batch]]):
     def _sounds(self, kind: BatchKind, rng: np.random.Generator, texts: Sequence[tuple[str, Language]]) -> Batch:
         batch = _without_text(kind, None)
         sounds = [self.sound(text, language, rng) for text, language in texts]
-        self._add_sounds(batch, sounds, [text for text, _ in texts])
+        self._add_sounds(batch, sounds, texts)
         return batch
 
 

@@ -19,6 +19,7 @@ from autoglm.train.losses import (
     patch_loss,
     shown_loss,
     smooth_numbers,
+    token_scores,
     writing_loss,
 )
 from autoglm.train.model import AutoGLMPhone, PhoneConfig
@@ -189,8 +190,6 @@ class SoundsStage(WorldStage):
         model = self.pupil.model
         sound, mask = model.audio(batch.inputs.mel, batch.inputs.frames)
         loss, facts = character_loss(self.pupil.ears, sound, mask, batch)
-        writing = writing_loss(
-            model.audio_projector(sound), mask.sum(1), batch.said, batch.said_counts, model.text.embed_tokens.weight,
-            self.silence,
-        )  # fmt: skip
+        scores = token_scores(model.audio_projector(sound), model.text.embed_tokens.weight)
+        writing = writing_loss(scores, mask.sum(1), batch.said, batch.said_counts, self.silence)
         return loss + torch.log1p(writing), facts | {"writing": float(writing.detach())}

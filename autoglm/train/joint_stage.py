@@ -13,12 +13,15 @@ from autoglm.train.evaluate import evaluate
 from autoglm.train.inference import LoadedPhone, replier
 from autoglm.train.losses import (
     Names,
+    align,
     character_loss,
+    copying_loss,
     feature_loss,
     follow_loss,
     patch_loss,
     pointing_loss,
     shown_loss,
+    token_scores,
     trust_loss,
     word_logits,
     word_loss,
@@ -33,7 +36,7 @@ from autoglm.train.world_stage import Pupil, WorldStage, number_targets
 JOINT_KINDS: tuple[BatchKind, ...] = ("typed", "spoken", "heard", "words")
 # How much each micro-batch kind counts, and the encoders' own lessons beside the words.
 KIND_WEIGHT: dict[str, float] = {"typed": 1.5, "spoken": 1.2, "heard": 0.8, "words": 0.5}
-LESSON_WEIGHT, TRUST_WEIGHT, POINTING_WEIGHT, WRITING_WEIGHT = 0.3, 0.1, 0.3, 0.6
+LESSON_WEIGHT, TRUST_WEIGHT, POINTING_WEIGHT, COPYING_WEIGHT, WRITING_WEIGHT = 0.3, 0.1, 0.3, 0.3, 0.6
 FOLLOW_WEIGHT, FEATURE_WEIGHT = 0.5, 1.0
 
 
@@ -77,13 +80,19 @@ class JointStage(WorldStage):
             facts["heard"] = told["heard"]
             assert batch.said is not None and batch.said_counts is not None and batch.inputs.sound_of is not None
             tokens, of = _sound_tokens(embedded, batch)
-            writing = writing_loss(
-                tokens, embedded.sound_mask.sum(1)[of], batch.said[of], batch.said_counts[of],
-                model.text.embed_tokens.weight, self.silence,
-            )  # fmt: skip
+            scores = token_scores(tokens, model.text.embed_tokens.weight)
+            heard = embedded.sound_mask.sum(1)[of], batch.said[of], batch.said_counts[of], self.silence
+            writing = writing_loss(scores, *heard)
             # Its logarithm: a hundred nats at first would drown everything else.
             loss = loss + WRITING_WEIGHT * torch.log1p(writing)
             facts["writing"] = float(writing.detach())
+            spoken, aligned = batch.inputs.media == 2, torch.zeros_like(batch.inputs.media)
+            found = align(scores, *heard)
+            aligned[spoken] = torch.cat([row[:count] for row, count in zip(found, heard[0], strict=True)])
+            copying = copying_loss(model, batch.inputs, layer_inputs, batch, aligned)
+            if copying is not None:
+                loss = loss + COPYING_WEIGHT * copying
+                facts["copying"] = float(copying.detach())
             if embedded.fused is not None:
                 loss = loss + TRUST_WEIGHT * trust_loss(embedded, batch)
         if self.teacher is not None:

@@ -268,17 +268,18 @@ def placing_loss(
     )
 
 
-def writing_loss(
-    tokens: Tensor, counts: Tensor, said: Tensor, said_counts: Tensor, table: Tensor, blank: int
-) -> Tensor:
-    """Sound tokens lie near the tokens of the words said: CTC (Graves et al. 2006) over the cosines to all tokens.
+def token_scores(tokens: Tensor, table: Tensor) -> Tensor:
+    """How near sound tokens [R, t, D] lie to each token of the vocabulary: log-softmax of the cosines, [R, t, V]."""
+    return F.log_softmax((rms(tokens) @ rms(table).T * tokens.shape[-1] ** -0.5).float(), dim=-1)
 
-    A command heard then reads like one typed, and what typing taught holds. tokens [R, t, D] with counts [R] of real
-    ones, said [R, N] with said_counts [R], table [vocabulary, D]; blank is the token of silence.
+
+def writing_loss(scores: Tensor, counts: Tensor, said: Tensor, said_counts: Tensor, blank: int) -> Tensor:
+    """Sound tokens lie near the tokens of the words said: CTC (Graves et al. 2006) over `token_scores`.
+
+    A command heard then reads like one typed, and what typing taught holds. scores [R, t, V] with counts [R] of real
+    tokens, said [R, N] with said_counts [R]; blank is the token of silence.
     """
-    scores = rms(tokens) @ rms(table).T * tokens.shape[-1] ** -0.5
-    log_probs = F.log_softmax(scores.float(), dim=-1).transpose(0, 1)
-    return F.ctc_loss(log_probs, said, counts, said_counts, blank=blank, zero_infinity=True)
+    return F.ctc_loss(scores.transpose(0, 1), said, counts, said_counts, blank=blank, zero_infinity=True)
 
 
 def pointing_loss(model: AutoGLMPhone, inputs: Inputs, layer_inputs: Sequence[Tensor], batch: Batch) -> Tensor | None:
@@ -294,21 +295,94 @@ def pointing_loss(model: AutoGLMPhone, inputs: Inputs, layer_inputs: Sequence[Te
     rows, at = looks.nonzero(as_tuple=True)
     if not len(rows):
         return None
+    size = model.config.text.head_dim
+    return _looking(model, inputs, layer_inputs, slice(size), rows, at, batch.pointed[rows])
+
+
+def copying_loss(
+    model: AutoGLMPhone, inputs: Inputs, layer_inputs: Sequence[Tensor], batch: Batch, aligned: Tensor
+) -> Tensor | None:
+    """Where the last head of the same layer looks while what was said is written down: at the sound of that token.
+
+    aligned [B, L]: which token said each sound token stands for, see `align`. Without it the decoder writes sentences
+    it knows instead of what it hears. None where nothing is written down.
+    """
+    if batch.copying is None:
+        return None
+    rows, at = (batch.copying > 0).nonzero(as_tuple=True)
+    sounds = aligned[rows] == batch.copying[rows, at][:, None]
+    heard = sounds.any(dim=1)
+    if not heard.any():
+        return None
+    last = slice(-model.config.text.head_dim, None)
+    return _looking(model, inputs, layer_inputs, last, rows[heard], at[heard], sounds[heard])
+
+
+def _looking(
+    model: AutoGLMPhone,
+    inputs: Inputs,
+    layer_inputs: Sequence[Tensor],
+    head: slice,
+    rows: Tensor,
+    at: Tensor,
+    shown: Tensor,
+) -> Tensor:
+    """Minus the log of what one head of the pointing layer gives, from tokens `at` [n] of `rows` [n], to shown [n, L].
+
+    head: its part of the queries, and that of its key-value head of the keys.
+    """
     index = len(model.text.layers) - POINTING_LAYER_FROM_END
     layer = model.text.layers[index]
     assert isinstance(layer, DecoderLayer)
-    attention, size = layer.self_attn, model.config.text.head_dim
     x = layer.input_layernorm(layer_inputs[index])
     cos, sin = rope_tables(model.config.text, inputs.positions)
 
-    def first_head(projection: nn.Linear) -> Tensor:
-        return rotate(F.linear(x, projection.weight[:size], projection.bias[:size])[:, None], cos, sin)[:, 0]
+    def one_head(projection: nn.Linear) -> Tensor:
+        return rotate(F.linear(x, projection.weight[head], projection.bias[head])[:, None], cos, sin)[:, 0]
 
-    q, k = first_head(attention.q_proj)[rows, at], first_head(attention.k_proj)[rows]
-    scores = (k @ q[..., None])[..., 0] * size**-0.5
+    q, k = one_head(layer.self_attn.q_proj)[rows, at], one_head(layer.self_attn.k_proj)[rows]
+    scores = (k @ q[..., None])[..., 0] * q.shape[-1] ** -0.5
     after = torch.arange(scores.shape[1], device=scores.device) > at[:, None]
     log_probs = F.log_softmax(scores.masked_fill(after | ~inputs.valid[rows], -torch.inf), dim=-1)
-    return -log_probs.masked_fill(~batch.pointed[rows], -torch.inf).logsumexp(dim=-1).mean()
+    return -log_probs.masked_fill(~shown, -torch.inf).logsumexp(dim=-1).mean()
+
+
+@torch.no_grad()
+def align(scores: Tensor, counts: Tensor, said: Tensor, said_counts: Tensor, blank: int) -> Tensor:
+    """The likeliest CTC path (Viterbi): which token said, 1 upwards, each sound token stands for, 0 for silence.
+
+    Arguments as of `writing_loss`; [R, t], all 0 in rows with too few sound tokens for what was said.
+    """
+    rows, length = scores.shape[:2]
+    # States: silence before each token, the token, and silence at the end.
+    states = 2 * said.shape[1] + 1
+    symbols = torch.full((rows, states), blank, device=said.device)
+    symbols[:, 1::2] = said
+    emitted = scores.gather(2, symbols[:, None].expand(-1, length, -1))
+    skips = torch.zeros_like(symbols, dtype=torch.bool)
+    skips[:, 3::2] = said[:, 1:] != said[:, :-1]
+    best = torch.full_like(emitted[:, 0], -torch.inf)
+    best[:, :2] = emitted[:, 0, :2]
+    back = []
+    for step in range(1, length):
+        one = F.pad(best, (1, 0), value=-torch.inf)[:, :-1]
+        two = F.pad(best, (2, 0), value=-torch.inf)[:, :-2].masked_fill(~skips, -torch.inf)
+        reached, came = torch.stack([best, one, two]).max(dim=0)
+        # Past its end a row stays where it is.
+        going = (step < counts)[:, None]
+        best = torch.where(going, reached + emitted[:, step], best)
+        back.append(came.masked_fill(~going, 0))
+    last = 2 * said_counts[:, None]
+    ends = best.gather(1, torch.cat([last - 1, last], dim=1))
+    state = torch.where(ends[:, 1] > ends[:, 0], last[:, 0], last[:, 0] - 1)
+    path = [state]
+    for came in reversed(back):
+        state = state - came.gather(1, state[:, None])[:, 0]
+        path.append(state)
+    found = torch.stack(path[::-1], dim=1)
+    real = torch.arange(length, device=counts.device) < counts[:, None]
+    is_token = (found % 2 == 1) & real & torch.isfinite(ends.amax(dim=1))[:, None]
+    return torch.where(is_token, (found + 1) // 2, 0)
 
 
 def trust_loss(embedded: Embedded, batch: Batch) -> Tensor:

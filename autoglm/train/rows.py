@@ -12,6 +12,8 @@ from torch import Tensor
 
 from autoglm.train.model.phone import Inputs
 from autoglm.train.tokenizer import SPECIALS, NanoTokenizer
+from autoglm.train.world import replies
+from autoglm.train.world.labels import Language
 from autoglm.train.world.tasks import Example
 
 NO_TARGET = -100
@@ -29,6 +31,7 @@ class Row:
     answer_start: int
     coordinate: list[bool]
     decision: int = 0  # what is written after this token tells whether what is named is there
+    copy: int = 0  # after this token the words said are written down, 0 without any
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,13 @@ class RowEncoder:
         self._ids = {text: tokenizer.id(text) for text in SPECIALS}
         self._numbers = frozenset(tokenizer.number_ids)
         self.pad_token = tokenizer.id("<|endoftext|>")
+
+    def said(self, spoken: str, language: Language) -> list[int]:
+        """The tokens that a thought writes these words with: the first of them follows a space where others do."""
+        return self.tokenizer.encode(replies.heard(language, spoken))[self._before_said(language) :]
+
+    def _before_said(self, language: Language) -> int:
+        return len(self.tokenizer.encode(replies.heard(language, "").rstrip()))
 
     def row(self, example: Example, media: Media, *, with_answer: bool) -> Row:
         """The prompt up to `<|assistant|>` and its newline, with the reply when `with_answer`."""
@@ -86,11 +96,13 @@ class RowEncoder:
         turn_end = len(tokens)
         add([special["<|assistant|>"], *text("\n")])
         answer_start = len(tokens)
-        # The last line of the thought begins with what is decided: "Tap ..." or "No ...".
-        heard, newline, _ = example.thought.rpartition("\n")
-        decision = answer_start + len(text(heard + newline))
+        decision = copy = 0
         coordinate = [False] * len(tokens)
         if with_answer:
+            # The last line of the thought begins with what is decided: "Tap ..." or "No ...".
+            heard, newline, _ = example.thought.rpartition("\n")
+            decision = answer_start + len(text(heard + newline))
+            copy = answer_start + self._before_said(example.language) if example.spoken is not None else 0
             add([special["<think>"], *text(example.thought), special["</think>"], *text("\n"), special["<answer>"]])
             coordinate.extend([False] * (len(tokens) - len(coordinate)))
             answer = text(example.answer)
@@ -100,7 +112,8 @@ class RowEncoder:
             coordinate.extend(touches and token in self._numbers for token in answer)
             coordinate.extend([False, False])
         turn = [int(turn_start <= i < turn_end) for i in range(len(tokens))]
-        return Row(tokens, kinds, turn, words, np.concatenate(columns, axis=1), answer_start, coordinate, decision)
+        positions = np.concatenate(columns, axis=1)
+        return Row(tokens, kinds, turn, words, positions, answer_start, coordinate, decision, copy)
 
 
 def collate_rows(rows: Sequence[Row], pad_token: int, *, left: bool = False) -> tuple[Inputs, Tensor, Tensor]:

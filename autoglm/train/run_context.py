@@ -30,7 +30,7 @@ class Plan:
 NANO_PLAN = Plan(
     steps={
         "reading": 3000, "eyes": 1500, "listening": 1500, "ears": 3000, "pictures": 600, "sounds": 4000,
-        "sight": 1000, "teacher": 1100,
+        "sight": 1000, "teacher": 560,
         "student": 250, "distilled": 250, "pruned": 60,
         "qat": 120, "gcmf": 120, "concat": 120,
     },

@@ -93,9 +93,8 @@ class TeacherStage(JointStage):
         self.evaluate_every = max(1, self.steps // 2)
 
     def sizes(self) -> Sizes:
-        """Twice as much is spoken as elsewhere: typing was learned before."""
-        sizes = super().sizes()
-        return replace(sizes, screens=sizes.spoken_screens, spoken_screens=sizes.screens, spoken_questions=4)
+        """Mostly sounds: typing was learned before."""
+        return replace(super().sizes(), screens=1, questions=10, spoken_screens=1, spoken_questions=8, sounds=28)
 
 
 def widen_projector(projector: nn.Module, state: dict[str, Tensor]) -> None:

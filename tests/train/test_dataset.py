@@ -369,6 +369,36 @@ def test_the_decision_is_the_first_token_of_the_thoughts_last_line() -> None:
 
 
 @pytest.mark.usefixtures("hum")
+def test_what_was_said_is_copied_where_it_is_written() -> None:
+    """In both languages, with and without a screen: the marked targets are the tokens said, whole and in order."""
+    maker = make_maker()
+    screen = draw_screen(4, "train", width=448)
+    for drawn in (
+        [speech_only(rng_for("train", "copy", n), "train") for n in range(40)],
+        examples_for_screen(screen, rng_for("train", "copy"), "train", 6, mix={"spoken_action": 0.5, "is_here": 0.5}),
+    ):
+        batch = maker.batch("heard", drawn, rng_for("train", "x"))
+        assert batch.copying is not None and batch.said is not None and batch.said_counts is not None
+        sounds = iter(zip(batch.said, batch.said_counts.tolist(), strict=True))
+        for row, one in enumerate(drawn):
+            numbers = batch.copying[row][batch.copying[row] > 0].tolist()
+            written = batch.targets[row][batch.copying[row] > 0].tolist()
+            if one.spoken is None:
+                assert not numbers
+                continue
+            said, count = next(sounds)
+            assert numbers == list(range(1, count + 1)) and written == said[:count].tolist()
+            assert TOKENIZER.decode(written).strip() == one.spoken
+
+
+@pytest.mark.usefixtures("hum")
+def test_only_training_is_augmented(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autoglm.train.dataset.augment", lambda mel, rng: mel * 0)
+    mels = {split: make_maker(split).sound("hi", "en", rng_for("train", "mel"))[0] for split in ("train", "test")}
+    assert not mels["train"].any() and mels["test"].any()
+
+
+@pytest.mark.usefixtures("hum")
 def test_spare_questions_are_dropped_where_they_touch_nothing() -> None:
     def touching(spare: int) -> float:
         maker = make_maker()

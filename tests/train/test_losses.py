@@ -24,7 +24,9 @@ from autoglm.train.losses import (
     Names,
     PatchLesson,
     PlaceLesson,
+    align,
     character_loss,
+    copying_loss,
     feature_loss,
     follow_loss,
     name_loss,
@@ -35,6 +37,7 @@ from autoglm.train.losses import (
     showing,
     shown_loss,
     smooth_numbers,
+    token_scores,
     trust_loss,
     word_logits,
     word_loss,
@@ -376,14 +379,16 @@ def pointing_batch() -> Batch:
     return make_batch(inputs, coordinates=coordinates, pointed=pointed, deciding=deciding)
 
 
-def attended(model: AutoGLMPhone, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, list[Tensor]]:
-    """Probabilities of the pointing head as the model itself attends: [B, L, L], and every layer's input."""
+def attended(
+    model: AutoGLMPhone, batch: Batch, monkeypatch: pytest.MonkeyPatch, head: int = 0
+) -> tuple[Tensor, list[Tensor]]:
+    """Probabilities of a head of the pointing layer as the model itself attends: [B, L, L], and every layer's input."""
     seen: list[Tensor] = []
     real = torch.nn.functional.scaled_dot_product_attention
 
     def watch(q: Tensor, k: Tensor, v: Tensor, **rest: Any) -> Tensor:
         if rest.get("enable_gqa"):
-            scores = q[:, 0] @ k[:, 0].transpose(-1, -2) * q.shape[-1] ** -0.5
+            scores = q[:, head] @ k[:, head].transpose(-1, -2) * q.shape[-1] ** -0.5
             seen.append(scores.masked_fill(~rest["attn_mask"][:, 0], -torch.inf).softmax(-1))
         return real(q, k, v, **rest)
 
@@ -416,6 +421,21 @@ def test_a_swipe_points_at_nothing() -> None:
     assert pointing_loss(model, batch.inputs, layer_inputs, batch) is None
     batch.pointed = None
     assert pointing_loss(model, batch.inputs, layer_inputs, batch) is None
+
+
+def test_copying_is_the_attention_the_last_head_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two tokens are written; the first was heard in two sound tokens, the second in one, a third was not heard."""
+    model, inputs = make_phone(), some_inputs()
+    copying, aligned = torch.zeros_like(inputs.tokens), torch.zeros_like(inputs.tokens)
+    copying[0, 20:23], aligned[0, 11:16] = torch.tensor([1, 2, 3]), torch.tensor([0, 1, 1, 0, 2])
+    batch = make_batch(inputs, copying=copying)
+    probabilities, layer_inputs = attended(model, batch, monkeypatch, head=-1)
+    by_hand = -torch.stack([probabilities[0, 20, 12:14].sum(), probabilities[0, 21, 15]]).log().mean()
+    found = copying_loss(model, inputs, layer_inputs, batch, aligned)
+    assert found is not None
+    torch.testing.assert_close(found, by_hand)
+    assert copying_loss(model, inputs, layer_inputs, batch, torch.zeros_like(aligned)) is None
+    assert copying_loss(model, inputs, layer_inputs, make_batch(inputs), aligned) is None
 
 
 def test_names_are_the_means_of_their_tokens() -> None:
@@ -519,10 +539,33 @@ def test_writing_is_ctc_over_the_cosines_to_all_tokens() -> None:
     paths = itertools.product(range(3), repeat=5)
     right = [p for p in paths if [c for i, c in enumerate(p) if c and (i == 0 or p[i - 1] != c)] == [1, 2]]
     by_hand = -torch.stack([log_probs[range(5), list(p)].sum() for p in right]).logsumexp(0) / 2
-    found = writing_loss(heard, counts, said, said_counts, table, blank)
+    found = writing_loss(token_scores(heard, table), counts, said, said_counts, blank)
     torch.testing.assert_close(found, by_hand, rtol=1e-4, atol=1e-4)
     heard[0, :5] = table[[blank, 40, blank, 7, 7]]
-    assert float(writing_loss(heard, counts, said, said_counts, table, blank)) < 0.1 * float(by_hand)
+    assert float(writing_loss(token_scores(heard, table), counts, said, said_counts, blank)) < 0.1 * float(by_hand)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_alignment_is_the_likeliest_of_all_paths(seed: int) -> None:
+    """Rows of unlike lengths, one with a token said twice, one with too few sound tokens for what was said."""
+    blank, said = 2, torch.tensor([[1, 1, 0], [3, 1, 3], [0, 3, 0], [1, 1, 1]])
+    counts, said_counts = torch.tensor([6, 5, 4, 3]), torch.tensor([2, 3, 1, 3])
+    scores = (normal(4, 6, 4, seed=seed) * 2).log_softmax(-1)
+    found = align(scores, counts, said, said_counts, blank)
+    assert not found[3].any(), "three of the same need five"
+    for row in range(3):
+        length, wanted = int(counts[row]), said[row, : said_counts[row]].tolist()
+        best, likeliest = -math.inf, ()
+        for path in itertools.product(range(4), repeat=length):
+            collapsed = [c for i, c in enumerate(path) if c != blank and (i == 0 or path[i - 1] != c)]
+            chance = float(scores[row, range(length), list(path)].sum())
+            if collapsed == wanted and chance > best:
+                best, likeliest = chance, path
+        numbers = itertools.accumulate(
+            int(c != blank and (i == 0 or likeliest[i - 1] != c)) for i, c in enumerate(likeliest)
+        )
+        by_hand = [n if c != blank else 0 for n, c in zip(numbers, likeliest, strict=True)]
+        assert found[row].tolist() == by_hand + [0] * (6 - length)
 
 
 def test_only_the_named_parts_are_trained() -> None:

@@ -40,4 +40,5 @@ def salad(language: Language, number: int) -> str:
 
 
 def draw_salad(rng: np.random.Generator, language: Language) -> str:
+    """One of a language's salads, each as likely."""
     return salad(language, int(rng.integers(NUM_SALADS)))
