@@ -19,10 +19,11 @@ TRAINABLE = ("nano",)
 
 @dataclass(frozen=True)
 class Plan:
-    """Optimizer steps of each stage, and how much a step and an evaluation hold."""
+    """Optimizer steps of each stage, and how much a step (one of all tasks: `mixed`) and an evaluation hold."""
 
     steps: dict[str, int]
     sizes: Sizes
+    mixed: Sizes
     counts: dict[Task, int]
     workers: int = 1
 
@@ -31,15 +32,19 @@ NANO_PLAN = Plan(
     steps={
         "reading": 3000, "eyes": 1500, "listening": 1500, "ears": 3000, "pictures": 600, "sounds": 4000,
         "sight": 1000, "teacher": 560,
-        "student": 250, "distilled": 250, "pruned": 60,
-        "qat": 120, "gcmf": 120, "concat": 120,
+        "student": 250, "distilled": 250, "pruned": 40,
+        "qat": 80, "gcmf": 80, "concat": 80,
     },
     sizes=Sizes(),
+    # Mostly sounds: typing was learned before, and a screen costs as much as its ten questions.
+    mixed=Sizes(screens=2, questions=6, spoken_screens=1, spoken_questions=8, sounds=20),
     counts={"typed_action": 60, "spoken_action": 60, "is_here": 30, "transcribe": 30, "identity": 20},
 )  # fmt: skip
+_SMOKE_SIZES = Sizes(soups=1, screens=1, questions=2, spoken_screens=1, spoken_questions=1, sounds=2, words=2)
 SMOKE_PLAN = Plan(
     steps=dict.fromkeys(NANO_PLAN.steps, 3),
-    sizes=Sizes(soups=1, screens=1, questions=2, spoken_screens=1, spoken_questions=1, sounds=2, words=2),
+    sizes=_SMOKE_SIZES,
+    mixed=_SMOKE_SIZES,
     counts={"typed_action": 2, "spoken_action": 2, "identity": 2},
     workers=0,
 )

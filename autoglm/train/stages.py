@@ -78,7 +78,14 @@ class SightStage(JointStage):
         return replace(super().sizes(), spare_questions=5)
 
 
-class TeacherStage(JointStage):
+class AllTasksStage(JointStage):
+    """Typed, spoken, heard and talked about, in the shares of the plan."""
+
+    def sizes(self) -> Sizes:
+        return self.context.plan.mixed
+
+
+class TeacherStage(AllTasksStage):
     """The larger model on all tasks, its ears joined to its words before."""
 
     name = "teacher"
@@ -91,10 +98,6 @@ class TeacherStage(JointStage):
         pupil.load_state_dict(context.weights("sight") | sounds)
         super().__init__(context, pupil)
         self.evaluate_every = max(1, self.steps // 2)
-
-    def sizes(self) -> Sizes:
-        """Mostly sounds: typing was learned before."""
-        return replace(super().sizes(), screens=1, questions=10, spoken_screens=1, spoken_questions=8, sounds=28)
 
 
 def widen_projector(projector: nn.Module, state: dict[str, Tensor]) -> None:
@@ -135,7 +138,7 @@ def _teacher(context: RunContext) -> AutoGLMPhone:
     return model.to(context.device).eval().requires_grad_(False)
 
 
-class StudentStage(JointStage):
+class StudentStage(AllTasksStage):
     """The control: the student's start, learning from labels alone."""
 
     name = "student"
@@ -145,7 +148,7 @@ class StudentStage(JointStage):
         super().__init__(context, _small_of_teacher(context, context.student))
 
 
-class DistilledStage(JointStage):
+class DistilledStage(AllTasksStage):
     """The student's start, learning from labels and teacher."""
 
     name = "distilled"
@@ -156,7 +159,7 @@ class DistilledStage(JointStage):
         self.teacher = _teacher(context)
 
 
-class PrunedStage(JointStage):
+class PrunedStage(AllTasksStage):
     """One feed-forward part less, healed."""
 
     name = "pruned"
@@ -165,7 +168,7 @@ class PrunedStage(JointStage):
     def __init__(self, context: RunContext) -> None:
         whole = Pupil(context.student)
         whole.load_state_dict(context.weights("distilled"))
-        maker = BatchMaker(context.student, load_tokenizer(), JOINT_KINDS, sizes=context.plan.sizes, seed=1)
+        maker = BatchMaker(context.student, load_tokenizer(), JOINT_KINDS, sizes=context.plan.mixed, seed=1)
         layer = least_useful_ffn(whole.to(context.device).model, [b for i in range(4) for b in maker[i]])
         pupil = Pupil(context.student.with_text(pruned_ffn=(layer,)))
         pupil.load_state_dict(without_ffn(whole.state_dict(), (layer,)))
@@ -173,7 +176,7 @@ class PrunedStage(JointStage):
         self.teacher = _teacher(context)
 
 
-class QatStage(JointStage):
+class QatStage(AllTasksStage):
     """Norms merged, then training on the grids of the files."""
 
     name = "qat"
@@ -197,7 +200,7 @@ def _pruned(context: RunContext) -> Pupil:
     return pupil
 
 
-class GcmfStage(JointStage):
+class GcmfStage(AllTasksStage):
     """The student's start with a fresh fusion, for a short run."""
 
     name = "gcmf"
@@ -206,7 +209,7 @@ class GcmfStage(JointStage):
         super().__init__(context, _small_of_teacher(context, context.student, fuses_anew=True))
 
 
-class ConcatStage(JointStage):
+class ConcatStage(AllTasksStage):
     """The same run without fusion; its projectors are wider, so that the models weigh the same."""
 
     name = "concat"
