@@ -87,6 +87,18 @@ def test_an_app_that_is_not_there_is_launched_when_it_was_to_be_opened_and_misse
     assert seen["launch"] > 20 and seen["missed"] > 20
 
 
+def test_what_is_named_is_sought_whether_it_is_there_or_not() -> None:
+    """Taps seek their target, launches and "there is no" seek nothing that is shown, the rest does not seek."""
+    target, seen = element("app", "wechat", 0.3, 0.5), Counter()
+    for example in actions(screen(target), 800):
+        action = parse_action(example.answer)
+        missed = isinstance(action, Launch) or (isinstance(action, Finish) and "There is no" in action.message)
+        kind = "here" if isinstance(action, (Tap, LongPress)) else "missed" if missed else "other"
+        assert example.sought == {"here": (target,), "missed": (), "other": None}[kind]
+        seen[kind if not isinstance(action, Launch) else "launched"] += 1
+    assert min(seen[kind] for kind in ("here", "missed", "launched", "other")) > 10
+
+
 def test_what_stands_twice_or_cannot_be_touched_is_never_asked_for() -> None:
     twice = screen(
         element("app", "mail"), element("app", "mail", y=0.6), element("app", "music", y=0.8, tappable=False),
