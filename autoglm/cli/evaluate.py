@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from autoglm.cli.console import CountBar, parameter_count
+from autoglm.deploy.shipped import SHIPPED_MODELS
 from autoglm.errors import ConfigError
 from autoglm.train.distributed import pick_device
 from autoglm.train.evaluate import COUNTS, ROWS, Rate, evaluate, markdown_table, to_json
@@ -23,7 +24,7 @@ logger = logging.getLogger("autoglm.cli")
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """What to measure; `models` are paths or NAME=PATH."""
+    """What to measure; `models` are paths, `nano` for the shipped pair, or NAME=PATH."""
 
     models: tuple[str, ...] = ()
     mmproj: Path | None = None
@@ -78,7 +79,8 @@ def _counts(options: EvalOptions) -> dict[Task, int]:
 def _load(options: EvalOptions) -> dict[str, LoadedPhone]:
     if not options.models:
         raise ConfigError(
-            "name what to measure: a text GGUF with its mmproj beside it, a checkpoint, or a stage's folder"
+            "name what to measure: nano (the model in this package), a text GGUF with its mmproj beside it, a "
+            "checkpoint, or a stage's folder"
         )
     if options.mmproj is not None and len(options.models) > 1:
         raise ConfigError("--mmproj fits one text GGUF; with several models each needs its mmproj beside it")
@@ -88,7 +90,10 @@ def _load(options: EvalOptions) -> dict[str, LoadedPhone]:
         name = name or Path(path).resolve().name
         if name in phones:
             raise ConfigError(f"two models are called {name!r}; name them: first={path} second=...")
-        phones[name] = load_phone(Path(path), mmproj=options.mmproj, device=pick_device())
+        shipped = None if Path(path).exists() else SHIPPED_MODELS.get(path.lower())
+        if shipped is not None:
+            shipped.check()
+        phones[name] = load_phone(shipped.path if shipped else Path(path), mmproj=options.mmproj, device=pick_device())
     return phones
 
 

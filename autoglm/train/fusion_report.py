@@ -39,9 +39,9 @@ CONDITIONS: Mapping[str, tuple[str, float, bool]] = {
     "noise": ("sound at 0 dB, clear screen", 0.0, False),
     "blank": ("clean sound, blanked screen", CLEAN_SNR, True),
 }
-COUNTS: Mapping[Task, int] = {"spoken_action": 240}
+COUNTS: Mapping[Task, int] = {"spoken_action": 160}
 SNRS_DB = (0.0, 5.0, 10.0, 15.0, 20.0, 25.0, 30.0, 35.0, 40.0)
-_WEIGHT_EXAMPLES, _GROUP = 100, 20
+_WEIGHT_EXAMPLES, _GROUP = 60, 20
 _INKS = ("#1f5fa8", "#b5541c")
 
 

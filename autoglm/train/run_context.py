@@ -33,12 +33,12 @@ NANO_PLAN = Plan(
         "reading": 3000, "eyes": 1500, "listening": 1500, "ears": 3000, "pictures": 600, "sounds": 4000,
         "sight": 1000, "teacher": 560,
         "student": 250, "distilled": 250, "pruned": 40,
-        "qat": 80, "gcmf": 80, "concat": 80,
+        "qat": 90, "gcmf": 80, "concat": 80,
     },
     sizes=Sizes(),
     # Mostly sounds: typing was learned before, and a screen costs as much as its ten questions.
     mixed=Sizes(screens=2, questions=6, spoken_screens=1, spoken_questions=8, sounds=20),
-    counts={"typed_action": 60, "spoken_action": 60, "is_here": 30, "transcribe": 30, "identity": 20},
+    counts={"typed_action": 40, "spoken_action": 40, "is_here": 20, "transcribe": 20, "identity": 12},
 )  # fmt: skip
 _SMOKE_SIZES = Sizes(soups=1, screens=1, questions=2, spoken_screens=1, spoken_questions=1, sounds=2, words=2)
 SMOKE_PLAN = Plan(

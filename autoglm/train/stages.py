@@ -180,7 +180,7 @@ class QatStage(AllTasksStage):
     """Norms merged, then training on the grids of the files."""
 
     name = "qat"
-    learning_rate = 1.5e-4
+    learning_rate = 2e-4
 
     def __init__(self, context: RunContext) -> None:
         pupil = _pruned(context)
