@@ -24,7 +24,7 @@ from autoglm.train.augment import augment
 from autoglm.train.model.audio import token_count
 from autoglm.train.model.phone import Inputs
 from autoglm.train.model.presets import PhoneConfig
-from autoglm.train.rows import Media, RowEncoder, collate_rows
+from autoglm.train.rows import Media, Row, RowEncoder, collate_rows
 from autoglm.train.tokenizer import NanoTokenizer
 from autoglm.train.world.bank import say
 from autoglm.train.world.canvas import Element
@@ -51,9 +51,10 @@ class Batch:
     """One micro-batch; None where a kind has no such part.
 
     inputs and targets [B, L] (token wanted after each position, -100 for none); coordinates [B, L] marks targets that
-    are screen coordinates, deciding [B, L] the one that tells whether what is named is there; pointed [B, L] marks the
-    picture tokens that show what is named, or the picture's beginning when none does; copying [B, L] at targets that
-    write down what was said: which of its tokens, 1 upwards, 0 elsewhere;
+    are screen coordinates; looking [B, L] marks targets that need a look at the picture, one bit for each thing: is what
+    is named there, where is it, what comes next in a description; pointed [B, L] has that bit at the picture tokens that
+    show the thing, or at the picture's beginning when none does; copying [B, L] at targets that write down what was
+    said: which of its tokens, 1 upwards, 0 elsewhere;
     patch_class [S, P] (0 background) and patch_offset [S, P, 2]: which label's ink a patch shows and where that ink's
     middle lies from the patch's middle, in parts of the picture's width; patch_place [S, P, 2]: where that label would
     be touched, x and y 0 to 999; characters [A, C] (padded with 0) and character_counts [A] of what was said,
@@ -66,7 +67,7 @@ class Batch:
     targets: Tensor
     coordinates: Tensor
     pointed: Tensor | None = None
-    deciding: Tensor | None = None
+    looking: Tensor | None = None
     copying: Tensor | None = None
     patch_class: Tensor | None = None
     patch_offset: Tensor | None = None
@@ -238,7 +239,7 @@ class BatchMaker(Dataset[list[Batch]]):
             inputs.image_of = torch.tensor([screens[id(e.screen)] if e.screen is not None else -1 for e in examples])
             self._add_patches(result, [screen.elements for screen in pictures])
             if with_answer and grid is not None:
-                self._add_pointing(result, examples, [row.decision for row in rows], grid)
+                self._add_pointing(result, examples, rows, grid)
         sounds = [sound for sound in heard if sound is not None]
         if sounds:
             numbers = iter(range(len(sounds)))
@@ -249,21 +250,25 @@ class BatchMaker(Dataset[list[Batch]]):
         return result
 
     def _add_pointing(
-        self, batch: Batch, examples: Sequence[Example], decisions: Sequence[int], grid: tuple[int, int]
+        self, batch: Batch, examples: Sequence[Example], rows: Sequence[Row], grid: tuple[int, int]
     ) -> None:
         """Where to look for what is named: at the tokens that show it, or at the picture's beginning when none does."""
-        batch.pointed, batch.deciding = torch.zeros_like(batch.coordinates), torch.zeros_like(batch.coordinates)
-        for row, (example, decision) in enumerate(zip(examples, decisions, strict=True)):
-            if example.sought is None:
-                continue
-            batch.deciding[row, decision] = True
-            picture = batch.inputs.media[row] == 1
-            if not example.sought:
-                batch.pointed[row, int(picture.nonzero()[0]) - 1] = True
-            for element in example.sought:
-                share = ink_share(element, *grid)
-                shows = share >= min(PATCH_SHARE, share.max())
-                batch.pointed[row, picture] |= torch.from_numpy(shows.reshape(-1))
+        batch.pointed, batch.looking = torch.zeros_like(batch.targets), torch.zeros_like(batch.targets)
+        for number, (example, row) in enumerate(zip(examples, rows, strict=True)):
+            things = list(zip(example.listed, row.names, strict=True))
+            if example.sought is not None:
+                things = [(example.sought, row.decision)]
+                batch.looking[number] |= batch.coordinates[number].long()
+            picture = batch.inputs.media[number] == 1
+            for index, (elements, at) in enumerate(things):
+                bit = 1 << index
+                batch.looking[number, at] |= bit
+                if not elements:
+                    batch.pointed[number, int(picture.nonzero()[0]) - 1] |= bit
+                for element in elements:
+                    share = ink_share(element, *grid)
+                    shows = torch.from_numpy(share >= min(PATCH_SHARE, share.max()))
+                    batch.pointed[number, picture] |= bit * shows.reshape(-1)
 
     def _add_copying(self, batch: Batch, starts: Sequence[int]) -> None:
         """Where the tokens said are written down: right after each row's start, one after the other."""

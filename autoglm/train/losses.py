@@ -283,20 +283,19 @@ def writing_loss(scores: Tensor, counts: Tensor, said: Tensor, said_counts: Tens
 
 
 def pointing_loss(model: AutoGLMPhone, inputs: Inputs, layer_inputs: Sequence[Tensor], batch: Batch) -> Tensor | None:
-    """Where one head looks while it is decided whether a thing is there, and while its coordinates are written.
+    """Where one head looks while it is decided whether a thing is there, while its place or its name is written.
 
     Minus the log of its attention to the tokens that show the thing, or to the picture's beginning when none does.
     Finding the place is one head's work, and found by chance it takes thousands of steps; shown where to look it takes
     hundreds (supervised attention, Liu et al. 2016). None where the batch looks for nothing.
     """
-    if batch.pointed is None or batch.deciding is None:
+    if batch.pointed is None or batch.looking is None:
         return None
-    looks = (batch.coordinates | batch.deciding) & batch.pointed.any(dim=1, keepdim=True)
-    rows, at = looks.nonzero(as_tuple=True)
+    rows, at = batch.looking.nonzero(as_tuple=True)
     if not len(rows):
         return None
-    size = model.config.text.head_dim
-    return _looking(model, inputs, layer_inputs, slice(size), rows, at, batch.pointed[rows])
+    shown = (batch.pointed[rows] & batch.looking[rows, at][:, None]) > 0
+    return _looking(model, inputs, layer_inputs, slice(model.config.text.head_dim), rows, at, shown)
 
 
 def copying_loss(

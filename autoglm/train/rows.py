@@ -31,6 +31,7 @@ class Row:
     answer_start: int
     coordinate: list[bool]
     decision: int = 0  # what is written after this token tells whether what is named is there
+    names: tuple[int, ...] = ()  # after each of these tokens a description writes the next of its names
     copy: int = 0  # after this token the words said are written down, 0 without any
 
 
@@ -57,6 +58,15 @@ class RowEncoder:
 
     def _before_said(self, language: Language) -> int:
         return len(self.tokenizer.encode(replies.heard(language, "").rstrip()))
+
+    def _before_names(self, example: Example) -> list[int]:
+        """How many tokens of the answer stand before each name that a description lists."""
+        counts, end = [], 0
+        for name in (elements[0].label.text(example.language) for elements in example.listed):
+            start = example.answer.index(name, end)
+            counts.append(len(self.tokenizer.encode(example.answer[:start].rstrip())))
+            end = start + len(name)
+        return counts
 
     def row(self, example: Example, media: Media, *, with_answer: bool) -> Row:
         """The prompt up to `<|assistant|>` and its newline, with the reply when `with_answer`."""
@@ -96,7 +106,8 @@ class RowEncoder:
         turn_end = len(tokens)
         add([special["<|assistant|>"], *text("\n")])
         answer_start = len(tokens)
-        decision = copy = 0
+        decision, copy = 0, 0
+        names: tuple[int, ...] = ()
         coordinate = [False] * len(tokens)
         if with_answer:
             # The last line of the thought begins with what is decided: "Tap ..." or "No ...".
@@ -105,6 +116,7 @@ class RowEncoder:
             copy = answer_start + self._before_said(example.language) if example.spoken is not None else 0
             add([special["<think>"], *text(example.thought), special["</think>"], *text("\n"), special["<answer>"]])
             coordinate.extend([False] * (len(tokens) - len(coordinate)))
+            names = tuple(len(tokens) - 1 + before for before in self._before_names(example))
             answer = text(example.answer)
             add([*answer, special["</answer>"], special["<|endoftext|>"]])
             # A swipe's numbers are always the same four: words to be learned exactly.
@@ -113,7 +125,7 @@ class RowEncoder:
             coordinate.extend([False, False])
         turn = [int(turn_start <= i < turn_end) for i in range(len(tokens))]
         positions = np.concatenate(columns, axis=1)
-        return Row(tokens, kinds, turn, words, positions, answer_start, coordinate, decision, copy)
+        return Row(tokens, kinds, turn, words, positions, answer_start, coordinate, decision, names, copy)
 
 
 def collate_rows(rows: Sequence[Row], pad_token: int, *, left: bool = False) -> tuple[Inputs, Tensor, Tensor]:

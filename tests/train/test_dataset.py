@@ -34,7 +34,7 @@ from autoglm.train.model.audio import token_count
 from autoglm.train.rows import NO_TARGET, Media, Row, RowEncoder, collate_rows
 from autoglm.train.tokenizer import load_tokenizer
 from autoglm.train.world.canvas import Box, Element
-from autoglm.train.world.labels import VISIBLE, VISIBLE_CLASS, Label, Language
+from autoglm.train.world.labels import LANGUAGES, VISIBLE, VISIBLE_CLASS, Label, Language
 from autoglm.train.world.screens import draw_screen
 from autoglm.train.world.split import Split, rng_for
 from autoglm.train.world.tasks import Example, Task, centre, examples_for_screen, speech_only, text_only
@@ -337,13 +337,15 @@ def test_pointed_tokens_show_what_is_sought() -> None:
     mix: dict[Task, float] = {"typed_action": 0.7, "is_here": 0.3}
     drawn = examples_for_screen(screen, rng_for("train", "pointed"), "train", 60, mix=mix)
     batch = maker.batch("typed", drawn, rng_for("train", "x"))
-    assert batch.pointed is not None and batch.deciding is not None and batch.inputs.images is not None
+    assert batch.pointed is not None and batch.looking is not None and batch.inputs.images is not None
     rows, columns = (side // 32 for side in batch.inputs.images.shape[2:])
     for row, one in enumerate(drawn):
-        cells = batch.pointed[row][batch.inputs.media[row] == 1].view(rows, columns)
-        others = batch.inputs.tokens[row][batch.pointed[row] & (batch.inputs.media[row] != 1)].tolist()
+        pointed = batch.pointed[row] == 1
+        cells = pointed[batch.inputs.media[row] == 1].view(rows, columns)
+        others = batch.inputs.tokens[row][pointed & (batch.inputs.media[row] != 1)].tolist()
         assert others == ([begin] if one.sought == () else []), "the picture's beginning where nothing shows it"
-        assert bool(cells.any()) == bool(one.sought) and int(batch.deciding[row].sum()) == (one.sought is not None)
+        assert bool(cells.any()) == bool(one.sought)
+        assert int(batch.looking[row].sum()) == (one.sought is not None) + int(batch.coordinates[row].sum())
         assert one.target is None or one.sought == (one.target,)
         for y, x in cells.nonzero().tolist():
             assert any(
@@ -360,12 +362,40 @@ def test_the_decision_is_the_first_token_of_the_thoughts_last_line() -> None:
         screen = draw_screen(4 + number, "train", width=448)
         drawn = examples_for_screen(screen, rng_for("train", "decision"), "train", 20, mix={task: 1.0})
         batch = maker.batch("spoken" if task == "spoken_action" else "typed", drawn, rng_for("train", "x"))
-        assert batch.deciding is not None
+        assert batch.looking is not None
         for row, one in enumerate(drawn):
-            at = batch.deciding[row].nonzero().flatten().tolist()
+            at = batch.looking[row].nonzero().flatten().tolist()
             if one.sought is not None:
                 rest = TOKENIZER.decode([int(t) for t in batch.targets[row, at[0] :] if t >= 0])
                 assert rest.startswith(one.thought.rpartition("\n")[2] + "</think>")
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_description_looks_at_each_thing_before_it_names_it(language: Language) -> None:
+    maker, listing = make_maker(), 0
+    for seed in range(6):
+        screen = draw_screen(seed, "train", width=448, language=language)
+        drawn = examples_for_screen(screen, rng_for("train", "describe"), "train", 2, mix={"describe": 1.0})
+        batch = maker.batch("typed", drawn, rng_for("train", "x"))
+        assert batch.pointed is not None and batch.looking is not None and batch.inputs.images is not None
+        rows, columns = (side // 32 for side in batch.inputs.images.shape[2:])
+        for row, one in enumerate(drawn):
+            looks = batch.looking[row].nonzero().flatten().tolist()
+            assert batch.looking[row, looks].tolist() == [1 << index for index in range(len(one.listed))]
+            for index, (at, elements) in enumerate(zip(looks, one.listed, strict=True)):
+                rest = TOKENIZER.decode([int(t) for t in batch.targets[row, at:] if t >= 0]).strip()
+                assert rest.startswith(elements[0].label.text(language))
+                picture = batch.pointed[row][batch.inputs.media[row] == 1].view(rows, columns)
+                cells = ((picture & (1 << index)) > 0).nonzero().tolist()
+                assert cells and all(
+                    any(
+                        left * columns < x + 1 and right * columns > x and top * rows < y + 1 and bottom * rows > y
+                        for left, top, right, bottom in (element.ink for element in elements)
+                    )
+                    for y, x in cells
+                )
+                listing += 1
+    assert listing > 10
 
 
 @pytest.mark.usefixtures("hum")

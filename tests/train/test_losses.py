@@ -370,13 +370,16 @@ def test_distilling_gradients_reach_every_part_of_a_student() -> None:
 
 
 def pointing_batch() -> Batch:
-    """Row 0 decides, then writes two coordinates, after a picture whose last two tokens show what it touches."""
+    """Row 0 decides, then writes two coordinates, after a picture whose last two tokens show what it touches.
+
+    Row 0 then names another thing, which the last token alone shows.
+    """
     inputs = some_inputs()
-    coordinates, pointed, deciding = (torch.zeros_like(inputs.tokens, dtype=torch.bool) for _ in range(3))
-    coordinates[:, 20:22], deciding[0, 18] = True, True
-    pointed[0, 7:9] = True
+    pointed, looking = torch.zeros_like(inputs.tokens), torch.zeros_like(inputs.tokens)
+    looking[0, [18, 20, 21, 22]] = torch.tensor([1, 1, 1, 2])
+    pointed[0, 7:9] = torch.tensor([1, 3])
     assert bool((inputs.media[0, 7:9] == 1).all())
-    return make_batch(inputs, coordinates=coordinates, pointed=pointed, deciding=deciding)
+    return make_batch(inputs, pointed=pointed, looking=looking)
 
 
 def attended(
@@ -402,7 +405,8 @@ def attended(
 def test_pointing_is_the_attention_the_model_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = make_phone(), pointing_batch()
     probabilities, layer_inputs = attended(model, batch, monkeypatch)
-    by_hand = -probabilities[0, [18, 20, 21], 7:9].sum(-1).log().mean()
+    shown = torch.cat([probabilities[0, [18, 20, 21], 7:9].sum(-1), probabilities[0, 22, 8:9]])
+    by_hand = -shown.log().mean()
     found = pointing_loss(model, batch.inputs, layer_inputs, batch)
     assert found is not None
     torch.testing.assert_close(found, by_hand)
@@ -415,9 +419,9 @@ def test_pointing_is_the_attention_the_model_gives(monkeypatch: pytest.MonkeyPat
 
 def test_a_swipe_points_at_nothing() -> None:
     model, batch = make_phone(), pointing_batch()
-    assert batch.pointed is not None
+    assert batch.looking is not None
     layer_inputs = [torch.zeros(2, 24, model.config.text.hidden_size)] * 3
-    batch.pointed[0] = False
+    batch.looking[0] = 0
     assert pointing_loss(model, batch.inputs, layer_inputs, batch) is None
     batch.pointed = None
     assert pointing_loss(model, batch.inputs, layer_inputs, batch) is None

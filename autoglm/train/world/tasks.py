@@ -81,6 +81,7 @@ class Example:
     target   the element to touch, None unless the answer is Tap or Long Press
     scored   the metrics this example counts for
     sought   the elements that show what is named: () when the screen does not, None where nothing is looked for
+    listed   the elements that show each name of a description, in its order
     """
 
     task: Task
@@ -93,6 +94,7 @@ class Example:
     target: Element | None
     scored: tuple[Metric, ...]
     sought: tuple[Element, ...] | None = None
+    listed: tuple[tuple[Element, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -131,11 +133,11 @@ def screen_example(task: Task, screen: Screen, rng: np.random.Generator, split: 
         return None
     intent, name, thought, message = question
     typed = written(rng, language, draw_phrase(rng, language, intent, split, name), question=True)
-    sought = None
-    if task == "is_here":
-        sought = tuple(one for one in screen.elements if _folded(one.label, screen) == name.casefold())
+    sought = showing(screen, name) if task == "is_here" else None
+    names = [] if task != "describe" or screen.loading else described(screen)[:_NAMES_IN_DESCRIPTION]
+    listed = tuple(showing(screen, one) for one in names)
     answer = format_action(Finish(message))
-    return Example(task, language, screen, typed, None, thought, answer, None, ("answer_exact",), sought)
+    return Example(task, language, screen, typed, None, thought, answer, None, ("answer_exact",), sought, listed)
 
 
 def speech_only(rng: np.random.Generator, split: Split, *, language: Language | None = None) -> Example:
@@ -324,6 +326,11 @@ def described(screen: Screen) -> list[str]:
     """All names a description of `screen` may give, in reading order: everything on it but its own title."""
     names = [one.label.text(screen.language) for one in reading_order(screen) if one.label != screen.app]
     return list(dict.fromkeys(names))
+
+
+def showing(screen: Screen, name: str) -> tuple[Element, ...]:
+    """The elements of `screen` whose words are `name`, whatever the case of its letters."""
+    return tuple(one for one in screen.elements if _folded(one.label, screen) == name.casefold())
 
 
 def _unambiguous(screen: Screen) -> list[Element]:
