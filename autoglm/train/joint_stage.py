@@ -36,7 +36,7 @@ from autoglm.train.world_stage import Pupil, WorldStage, number_targets
 JOINT_KINDS: tuple[BatchKind, ...] = ("typed", "spoken", "heard", "words")
 # How much each micro-batch kind counts, and the encoders' own lessons beside the words.
 KIND_WEIGHT: dict[str, float] = {"typed": 1.5, "spoken": 1.2, "heard": 0.8, "words": 0.5}
-LESSON_WEIGHT, TRUST_WEIGHT, POINTING_WEIGHT, COPYING_WEIGHT, WRITING_WEIGHT = 0.3, 0.1, 0.3, 0.3, 0.6
+LESSON_WEIGHT, TRUST_WEIGHT, POINTING_WEIGHT, COPYING_WEIGHT, WRITING_WEIGHT = 0.3, 0.5, 0.3, 0.3, 0.6
 FOLLOW_WEIGHT, FEATURE_WEIGHT = 0.5, 1.0
 
 
