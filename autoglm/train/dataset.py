@@ -51,10 +51,10 @@ class Batch:
     """One micro-batch; None where a kind has no such part.
 
     inputs and targets [B, L] (token wanted after each position, -100 for none); coordinates [B, L] marks targets that
-    are screen coordinates; looking [B, L] marks targets that need a look at the picture, one bit for each thing: is what
-    is named there, where is it, what comes next in a description; pointed [B, L] has that bit at the picture tokens that
-    show the thing, or at the picture's beginning when none does; copying [B, L] at targets that write down what was
-    said: which of its tokens, 1 upwards, 0 elsewhere;
+    are screen coordinates; looking [B, L] marks targets that need a look at the picture, one bit for each thing: is
+    what is named there, where is it, what comes next in a description; pointed [B, L] has that bit at the picture
+    tokens that show the thing, or at the picture's beginning when none does; copying [B, L] at targets that write down
+    what was said: which of its tokens, 1 upwards, 0 elsewhere;
     patch_class [S, P] (0 background) and patch_offset [S, P, 2]: which label's ink a patch shows and where that ink's
     middle lies from the patch's middle, in parts of the picture's width; patch_place [S, P, 2]: where that label would
     be touched, x and y 0 to 999; characters [A, C] (padded with 0) and character_counts [A] of what was said,
