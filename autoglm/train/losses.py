@@ -13,7 +13,7 @@ from autoglm.train.model.fusion import rms
 from autoglm.train.model.phone import AutoGLMPhone, Embedded, Inputs
 from autoglm.train.model.presets import PhoneConfig
 from autoglm.train.model.text import DecoderLayer, rope_tables, rotate
-from autoglm.train.rows import NO_TARGET
+from autoglm.train.rows import NO_TARGET, RowEncoder
 from autoglm.train.tokenizer import NanoTokenizer
 from autoglm.train.world.labels import LABELS, LANGUAGES, VISIBLE
 
@@ -186,14 +186,18 @@ def word_loss(
 
 
 class Names(nn.Module):
-    """What every visible label is called, as tokens: ids and mask [languages, labels, tokens of the longest name]."""
+    """What every visible label is called, in the tokens that sentences name it with, English ones after a space.
+
+    ids and mask [languages, labels, tokens of the longest name].
+    """
 
     ids: Tensor
     mask: Tensor
 
     def __init__(self, tokenizer: NanoTokenizer) -> None:
         super().__init__()
-        names = [[tokenizer.encode(label.text(language)) for label in VISIBLE] for language in LANGUAGES]
+        rows = RowEncoder(tokenizer)
+        names = [[rows.said(label.text(language), language) for label in VISIBLE] for language in LANGUAGES]
         longest = max(len(name) for each in names for name in each)
         padded = [[name + [0] * (longest - len(name)) for name in each] for each in names]
         lengths = torch.tensor([[len(name) for name in each] for each in names])

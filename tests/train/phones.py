@@ -20,7 +20,7 @@ def make_phone(config: PhoneConfig | None = None, *, seed: int = 1, fold: bool =
         for name, parameter in model.named_parameters():
             if parameter.dim() == 1:
                 parameter.add_(torch.randn(parameter.shape) * 0.2)
-            elif "pos_bias" in name or "pool" in name:
+            elif "pos_bias" in name or "pool" in name or ".out." in name or ".gate." in name:
                 parameter.copy_(torch.randn(parameter.shape) * 0.1)
         for name, buffer in model.named_buffers():
             if name.endswith("running_mean"):

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from autoglm.train.model import AutoGLMPhone, preset
 from autoglm.train.model.fusion import MODALITIES, Fused, GatedCrossModalFusion
 from tests.train.random_weights import randomize
 
@@ -178,6 +179,14 @@ def test_weights_and_gates_are_shares() -> None:
 def test_a_row_of_nothing_has_no_weights() -> None:
     found = fuse(make_fusion(), make_tokens([{"vision": 0, "audio": 0, "text": 0}]))
     assert torch.equal(found.weights, torch.zeros(1, 3))
+
+
+def test_the_fusion_of_a_new_model_only_scales() -> None:
+    fusion = AutoGLMPhone(preset("smoke")).fusion
+    tokens = {name: (torch.randn(2, 5, 256), torch.ones(2, 5, dtype=torch.bool)) for name in MODALITIES}
+    found = fuse(fusion, tokens)
+    for name in ("vision", "audio"):
+        torch.testing.assert_close(getattr(found, name), tokens[name][0] * torch.sigmoid(torch.tensor(2.0)))
 
 
 def test_fusion_starts_near_identity_and_all_of_it_is_trained() -> None:

@@ -11,7 +11,8 @@ e_m a learned vector per modality:
     Y_m = |present| * a_m * F_m
 
 Text embeddings enter the decoder as they are. A modality alone in its turn passes through unchanged, and an absent one
-leaves every result what it would be if the modality did not exist. bg starts at +2: fusion starts near identity.
+leaves every result what it would be if the modality did not exist. Wo and Wg start at zero and bg at +2: a fresh fusion
+only scales its tokens, and what a decoder knew without it still holds.
 Weights Wq, Wk, Wv, Wo, Wg are per target modality. The idea of gating own against attended features follows GMU
 (Arevalo et al. 2017); equations are this project's.
 """
@@ -55,7 +56,9 @@ class GatedCrossAttention(nn.Module):
         self.k = nn.Linear(width, width)
         self.v = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
+        self.out.starts_at_zero = True  # type: ignore[assignment]
         self.gate = nn.Linear(2 * width, width)
+        self.gate.starts_at_zero = True  # type: ignore[assignment]
         self.gate.keep_bias = True  # type: ignore[assignment]
         nn.init.constant_(self.gate.bias, 2.0)
 

@@ -149,9 +149,12 @@ def _place(embeddings: Tensor, where: Tensor, values: Tensor, mask: Tensor) -> T
 
 
 def _initialize(module: nn.Module) -> None:
-    """Truncated normal of 0.02 for embeddings, 1/sqrt(fan in) for matrices, zero biases."""
+    """Truncated normal of 0.5 for embeddings, 1/sqrt(fan in) for matrices, zero biases and matrices that ask for it."""
     if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
+        if getattr(module, "starts_at_zero", False):
+            nn.init.zeros_(module.weight)
+        else:
+            nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
         if module.bias is not None and not getattr(module, "keep_bias", False):
             nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Embedding):
