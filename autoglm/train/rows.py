@@ -13,7 +13,7 @@ from torch import Tensor
 from autoglm.train.model.phone import Inputs
 from autoglm.train.tokenizer import SPECIALS, NanoTokenizer
 from autoglm.train.world import replies
-from autoglm.train.world.labels import Language
+from autoglm.train.world.labels import LANGUAGES, Language
 from autoglm.train.world.tasks import Example
 
 NO_TARGET = -100
@@ -51,13 +51,11 @@ class RowEncoder:
         self._ids = {text: tokenizer.id(text) for text in SPECIALS}
         self._numbers = frozenset(tokenizer.number_ids)
         self.pad_token = tokenizer.id("<|endoftext|>")
+        self._before_said = {each: len(tokenizer.encode(replies.heard(each, "").rstrip())) for each in LANGUAGES}
 
     def said(self, spoken: str, language: Language) -> list[int]:
         """The tokens that a thought writes these words with: the first of them follows a space where others do."""
-        return self.tokenizer.encode(replies.heard(language, spoken))[self._before_said(language) :]
-
-    def _before_said(self, language: Language) -> int:
-        return len(self.tokenizer.encode(replies.heard(language, "").rstrip()))
+        return self.tokenizer.encode(replies.heard(language, spoken))[self._before_said[language] :]
 
     def _before_names(self, example: Example) -> list[int]:
         """How many tokens of the answer stand before each name that a description lists."""
@@ -113,7 +111,7 @@ class RowEncoder:
             # The last line of the thought begins with what is decided: "Tap ..." or "No ...".
             heard, newline, _ = example.thought.rpartition("\n")
             decision = answer_start + len(text(heard + newline))
-            copy = answer_start + self._before_said(example.language) if example.spoken is not None else 0
+            copy = answer_start + self._before_said[example.language] if example.spoken is not None else 0
             add([special["<think>"], *text(example.thought), special["</think>"], *text("\n"), special["<answer>"]])
             coordinate.extend([False] * (len(tokens) - len(coordinate)))
             names = tuple(len(tokens) - 1 + before for before in self._before_names(example))

@@ -36,7 +36,7 @@ NANO_PLAN = Plan(
         "qat": 90, "gcmf": 80, "concat": 80,
     },
     sizes=Sizes(),
-    # Mostly sounds: typing was learned before, and a screen costs as much as its ten questions.
+    # Mostly sounds: typing was learned before, and what is said is harder to learn.
     mixed=Sizes(screens=2, questions=6, spoken_screens=1, spoken_questions=8, sounds=20),
     counts={"typed_action": 40, "spoken_action": 40, "is_here": 20, "transcribe": 20, "identity": 12},
 )  # fmt: skip
