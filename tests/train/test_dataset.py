@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autoglm.errors import ConfigError
-from autoglm.train import dataset
 from autoglm.train.actions import Tap, parse_action
 from autoglm.train.dataset import (
     CLEAN_SNR,
@@ -42,18 +41,6 @@ from autoglm.train.world.tasks import Example, Task, centre, examples_for_screen
 TOKENIZER = load_tokenizer()
 SMALL = Sizes(soups=1, screens=1, questions=3, spoken_screens=1, spoken_questions=2, sounds=2, words=3)
 KINDS: tuple[BatchKind, ...] = ("soup", "screens", "names", "sounds", "typed", "spoken", "heard", "words")
-
-
-def hummed(text: str, language: Language, split: Split, rng: np.random.Generator) -> NDArray[np.float32]:
-    """A stand-in for a speech engine: a tone a letter, in a drawn pitch."""
-    pitch = rng.uniform(100, 200)
-    tones = [np.sin(np.arange(800) * (pitch + ord(letter) % 97 * 10) * 2 * np.pi / 16000) for letter in text]
-    return np.concatenate(tones).astype(np.float32)
-
-
-@pytest.fixture
-def hum(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset, "say", hummed)
 
 
 def make_maker(split: Split = "train", **options: Any) -> BatchMaker:

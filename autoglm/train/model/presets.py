@@ -163,7 +163,7 @@ NANO_VISION = VisionConfig(
     max_pixels=224 * 480,
     stem_channels=(24, 48, 96),
 )
-NANO_AUDIO = AudioConfig(hidden_size=160, num_layers=3, num_heads=5, mlp_size=640, stem_residuals=4)
+NANO_AUDIO = AudioConfig(hidden_size=160, num_layers=4, num_heads=5, mlp_size=640, stem_residuals=4)
 NANO_TEXT = TextConfig(
     vocab_size=2048,
     hidden_size=256,
@@ -192,7 +192,7 @@ PRESETS: dict[str, PhoneConfig] = {
         PhoneConfig(
             "nano-teacher",
             replace(NANO_VISION, num_layers=4),
-            replace(NANO_AUDIO, num_layers=4),
+            NANO_AUDIO,
             FusionConfig(),
             replace(NANO_TEXT, num_layers=5),
         ),
