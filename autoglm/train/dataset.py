@@ -348,7 +348,7 @@ def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return padded, torch.tensor([len(row) for row in rows])
 
 
-TYPED_MIX: dict[Task, float] = {"typed_action": 0.7, "describe": 0.1, "which_app": 0.08, "is_here": 0.12}
+TYPED_MIX: dict[Task, float] = {"typed_action": 0.5, "describe": 0.3, "which_app": 0.06, "is_here": 0.14}
 SPOKEN_MIX: dict[Task, float] = {"spoken_action": 1.0}
 
 

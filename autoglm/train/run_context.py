@@ -37,7 +37,7 @@ NANO_PLAN = Plan(
     },
     sizes=Sizes(),
     # Mostly sounds: typing was learned before, and what is said is harder to learn.
-    mixed=Sizes(screens=2, questions=6, spoken_screens=1, spoken_questions=8, sounds=20),
+    mixed=Sizes(screens=2, questions=9, spoken_screens=1, spoken_questions=8, sounds=20),
     counts={"typed_action": 40, "spoken_action": 40, "is_here": 20, "transcribe": 20, "identity": 12},
 )  # fmt: skip
 _SMOKE_SIZES = Sizes(soups=1, screens=1, questions=2, spoken_screens=1, spoken_questions=1, sounds=2, words=2)
