@@ -87,6 +87,37 @@ void rms_norm(const float* src, const float* weight, float eps, int n, float* ds
   for (; i < n; ++i) dst[i] = src[i] * scale * weight[i];
 }
 
+// Sum of f(x) over n floats: four chains of vectors, then the tail alone.
+template <class Vector, class One>
+inline float sum_of(const float* src, int n, const Vector& f, const One& one) {
+  vf sum[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
+  int i = 0;
+  for (; i + 64 <= n; i += 64)
+    for (int j = 0; j < 4; ++j) sum[j] = vf_add(sum[j], f(vf_load(src + i + 16 * j)));
+  for (; i + 16 <= n; i += 16) sum[0] = vf_add(sum[0], f(vf_load(src + i)));
+  float total = vf_reduce_add(vf_add(vf_add(sum[0], sum[1]), vf_add(sum[2], sum[3])));
+  for (; i < n; ++i) total += one(src[i]);
+  return total;
+}
+
+void layer_norm(const float* src, const float* weight, const float* bias, float eps, int n, float* dst) {
+  const float mean = sum_of(src, n, [](vf x) { return x; }, [](float x) { return x; }) / (float)n;
+  const vf shift = vf_set1(mean);
+  const float squares = sum_of(
+      src, n,
+      [&](vf x) {
+        const vf d = vf_sub(x, shift);
+        return vf_mul(d, d);
+      },
+      [&](float x) { return (x - mean) * (x - mean); });
+  const float scale = 1.0f / sqrtf(squares / (float)n + eps);
+  const vf k = vf_set1(scale);
+  int i = 0;
+  for (; i + 16 <= n; i += 16)
+    vf_store(dst + i, vf_fma(vf_mul(vf_sub(vf_load(src + i), shift), k), vf_load(weight + i), vf_load(bias + i)));
+  for (; i < n; ++i) dst[i] = (src[i] - mean) * scale * weight[i] + bias[i];
+}
+
 void add(float* dst, const float* src, int n) {
   int i = 0;
   for (; i + 16 <= n; i += 16) vf_store(dst + i, vf_add(vf_load(dst + i), vf_load(src + i)));
@@ -116,6 +147,24 @@ void silu_mul(const float* gate, const float* up, int n, float* dst) {
     const vf g = vf_load(gate + i);
     const vf e = vf_exp(vf_sub(vf_zero(), g));
     vf_store(dst + i, vf_mul(vf_div(g, vf_add(one, e)), vf_load(up + i)));
+  }
+}
+
+// erf by Abramowitz & Stegun 7.1.26, absolute error under 1.5e-7; odd, so |x| is taken and the sign put back.
+void gelu(const float* x, int n, float* dst) {
+  const vf one = vf_set1(1.0f);
+  for (int i = 0; i < n; i += 16) {
+    const vf v = vf_load(x + i), a = vf_mul(vf_abs(v), vf_set1(0.70710678f));
+    const vf t = vf_div(one, vf_fma(vf_set1(0.3275911f), a, one));
+    vf p = vf_set1(1.061405429f);
+    p = vf_fma(p, t, vf_set1(-1.453152027f));
+    p = vf_fma(p, t, vf_set1(1.421413741f));
+    p = vf_fma(p, t, vf_set1(-0.284496736f));
+    p = vf_fma(p, t, vf_set1(0.254829592f));
+    // 1 - erf(|x| / sqrt 2), which keeps its digits where erf itself has come to 1
+    const vf rest = vf_mul(vf_mul(p, t), vf_exp(vf_sub(vf_zero(), vf_mul(a, a))));
+    const vf half = vf_mul(vf_set1(0.5f), vf_mul(vf_abs(v), rest));
+    vf_store(dst + i, vf_sub(vf_max(v, vf_zero()), half));
   }
 }
 

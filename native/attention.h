@@ -21,7 +21,9 @@ void kv_write(const KvLayer& L, int block, int offset, int head, const float* ke
   uint8_t* kb = L.k + ((size_t)block * L.num_kv_heads + head) * L.k_bytes;
   uint8_t* vbase = L.v + ((size_t)block * L.num_kv_heads + head) * L.v_bytes;
   const int group = L.head_dim < 32 ? L.head_dim : 32;
-  if (L.k_type == KvType::F16) {
+  if (L.k_type == KvType::F32) {
+    for (int d = 0; d < L.head_dim; ++d) ((float*)kb)[d * kKvBlock + offset] = key[d];
+  } else if (L.k_type == KvType::F16) {
     uint16_t* k = (uint16_t*)kb + offset;
     uint16_t half[16];
     for (int d = 0; d < L.head_dim; d += 16) {
@@ -38,7 +40,9 @@ void kv_write(const KvLayer& L, int block, int offset, int head, const float* ke
       for (int i = 0; i < n; ++i) k[(d + i) * kKvBlock] = to_int8(key[d + i], scale);
     }
   }
-  if (L.v_type == KvType::F16) {
+  if (L.v_type == KvType::F32) {
+    memcpy((float*)vbase + (size_t)offset * L.head_dim_pad, value, sizeof(float) * (size_t)L.head_dim);
+  } else if (L.v_type == KvType::F16) {
     uint16_t* v = (uint16_t*)vbase + (size_t)offset * L.head_dim_pad;
     for (int d = 0; d < L.head_dim; d += 16)
       vf_store_f16(v + d, L.head_dim - d >= 16 ? vf_load(value + d) : load_tail(value + d, L.head_dim - d));
@@ -53,32 +57,36 @@ void kv_write(const KvLayer& L, int block, int offset, int head, const float* ke
   }
 }
 
-// Keys of one block as floats [head_dim][16], values as floats [16][head_dim_pad].
-inline void load_keys(const KvLayer& L, int block, int head, float* k) {
+// Keys of one block as floats [head_dim][16], values as floats [16][head_dim_pad]: where they lie, or in `room`.
+inline const float* load_keys(const KvLayer& L, int block, int head, float* room) {
   const uint8_t* p = L.k + ((size_t)block * L.num_kv_heads + head) * L.k_bytes;
+  if (L.k_type == KvType::F32) return (const float*)p;
   if (L.k_type == KvType::F16) {
-    for (int d = 0; d < L.head_dim; ++d) vf_store(k + 16 * d, vf_load_f16((const uint16_t*)p + 16 * d));
-    return;
+    for (int d = 0; d < L.head_dim; ++d) vf_store(room + 16 * d, vf_load_f16((const uint16_t*)p + 16 * d));
+    return room;
   }
   const int group = L.head_dim < 32 ? L.head_dim : 32;
   const float* scales = (const float*)(p + (size_t)L.head_dim * kKvBlock);
   for (int d = 0; d < L.head_dim; ++d)
-    vf_store(k + 16 * d, vf_mul(vf_load_i8((const int8_t*)p + 16 * d), vf_load(scales + (d / group) * kKvBlock)));
+    vf_store(room + 16 * d, vf_mul(vf_load_i8((const int8_t*)p + 16 * d), vf_load(scales + (d / group) * kKvBlock)));
+  return room;
 }
 
-inline void load_values(const KvLayer& L, int block, int head, int keys, float* v) {
+inline const float* load_values(const KvLayer& L, int block, int head, int keys, float* room) {
   const uint8_t* p = L.v + ((size_t)block * L.num_kv_heads + head) * L.v_bytes;
   const int w = L.head_dim_pad;
+  if (L.v_type == KvType::F32) return (const float*)p;
   if (L.v_type == KvType::F16) {
-    for (int i = 0; i < keys * w; i += 16) vf_store(v + i, vf_load_f16((const uint16_t*)p + i));
-    return;
+    for (int i = 0; i < keys * w; i += 16) vf_store(room + i, vf_load_f16((const uint16_t*)p + i));
+    return room;
   }
   const float* scales = (const float*)(p + (size_t)w * kKvBlock);
   for (int j = 0; j < keys; ++j)
     for (int d = 0; d < w; d += 16) {
       const int g = d / 32 < L.groups ? d / 32 : L.groups - 1;
-      vf_store(v + j * w + d, vf_mul(vf_load_i8((const int8_t*)p + j * w + d), vf_set1(scales[j * L.groups + g])));
+      vf_store(room + j * w + d, vf_mul(vf_load_i8((const int8_t*)p + j * w + d), vf_set1(scales[j * L.groups + g])));
     }
+  return room;
 }
 
 inline void prefetch_block(const KvLayer& L, int block, int head) {
@@ -237,20 +245,20 @@ void attention(const KvLayer& L, const AttnTile& t, uint8_t* scratch) {
     const bool more = longest > start + kAttnKeys;
     for (int b = 0; b < blocks; ++b) {
       if (b + 1 < blocks || more) prefetch_block(L, table[b + 1], t.kv_head);
-      load_keys(L, table[b], t.kv_head, x.block);
+      const float* keys = load_keys(L, table[b], t.kv_head, x.block);
       for (int r = first / kGroup * kGroup; r < t.rows; r += kGroup)
-        group_scores(t.rows - r, x.q + (size_t)r * dim, x.block, dim, x.s + kAttnKeys * r + kKvBlock * b);
+        group_scores(t.rows - r, x.q + (size_t)r * dim, keys, dim, x.s + kAttnKeys * r + kKvBlock * b);
     }
     for (int r = first; r < t.rows; ++r)
       softmax_step(x.s + kAttnKeys * r, clamp_keys(t.limit[r] - start, kAttnKeys), x.top + r, x.sum + 16 * r, x.acc + r * w, w);
     for (int b = 0; b < blocks; ++b) {
       const int begin = start + kKvBlock * b;
-      load_values(L, table[b], t.kv_head, clamp_keys(longest - begin, kKvBlock), x.block);
+      const float* values = load_values(L, table[b], t.kv_head, clamp_keys(longest - begin, kKvBlock), x.block);
       for (int r = first; r < t.rows;) {
         const int keys = clamp_keys(t.limit[r] - begin, kKvBlock);
         int last = r + 1;
         while (last < t.rows && clamp_keys(t.limit[last] - begin, kKvBlock) == keys) ++last;
-        if (keys) add_values(x.s + kKvBlock * b, x.block, w, keys, r, last, x.acc);
+        if (keys) add_values(x.s + kKvBlock * b, values, w, keys, r, last, x.acc);
         r = last;
       }
     }

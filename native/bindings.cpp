@@ -8,6 +8,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <cmath>
 #include <cstdlib>
 #include <mutex>
 #include <stdexcept>
@@ -36,9 +37,10 @@ QuantType to_type(int id) {
 }
 
 KvType to_kv(const std::string& name) {
+  if (name == "f32") return KvType::F32;
   if (name == "f16") return KvType::F16;
   if (name == "q8_0") return KvType::Q8;
-  throw std::invalid_argument("KV cache type must be f16 or q8_0");
+  throw std::invalid_argument("KV cache type must be f32, f16 or q8_0");
 }
 
 std::vector<float> to_vector(const std::optional<Floats>& a) {
@@ -119,7 +121,8 @@ struct PyProgram {
 
   void check(const Step& s) const {
     for (int t = 0; t < s.num_tokens; ++t) {
-      require(!program.vocab() || (s.token_ids[t] >= 0 && s.token_ids[t] < program.vocab()), "token id outside the vocabulary");
+      require(!program.vocab() || (s.token_ids[t] >= -s.num_embeddings && s.token_ids[t] < program.vocab()),
+              "token id outside the vocabulary and the embeddings given");
       for (int axis = 0; axis < 3; ++axis) require(s.positions[axis * s.num_tokens + t] >= 0, "negative position");
     }
     for (int i = 0; i < s.num_logits; ++i)
@@ -136,10 +139,23 @@ struct PyProgram {
         const int id = s.block_tables[(size_t)i * (size_t)s.max_blocks + (size_t)b];
         require(id >= 0 && id < blocks, "block id outside the KV cache");
       }
+      for (int t = s.cu_seqlens_q[i], last = 1; s.limits && t < s.cu_seqlens_q[i + 1]; last = s.limits[t++])
+        require(s.limits[t] >= last && s.limits[t] <= s.context_lens[i], "limits must not fall and stay within context_lens");
     }
   }
 
-  nb::ndarray<nb::numpy, float> run(Ints token_ids, Ints2 positions, Ints slots, Ints cu, Ints context, Ints2 tables_, Ints logits) {
+  // The arrays a started step reads, kept until the next one.
+  struct Inputs {
+    Ints token_ids, slots, cu, context, logits;
+    Ints2 positions, tables;
+    std::optional<Ints> limits;
+    std::optional<Floats2> embeddings;
+  };
+  std::optional<Inputs> inputs;
+  int num_logits = 0;
+
+  void start(Ints token_ids, Ints2 positions, Ints slots, Ints cu, Ints context, Ints2 tables_, Ints logits,
+             std::optional<Ints> limits, std::optional<Floats2> embeddings) {
     Step s;
     s.num_tokens = (int)token_ids.size();
     s.num_seqs = (int)context.size();
@@ -157,15 +173,41 @@ struct PyProgram {
     s.context_lens = context.data();
     s.block_tables = tables_.data();
     s.logits_rows = logits.data();
-    check(s);
-    const float* out;
-    {
-      nb::gil_scoped_release release;
-      std::lock_guard<std::mutex> lock(runtime->in_use);
-      out = program.run(s);
+    if (limits) {
+      require((int)limits->size() == s.num_tokens, "limits must be [T]");
+      s.limits = limits->data();
     }
-    const size_t dims[2] = {(size_t)s.num_logits, (size_t)program.result_width()};
-    return nb::ndarray<nb::numpy, float>((void*)out, 2, dims, nb::find(this));
+    if (embeddings) {
+      require((int)embeddings->shape(1) == program.embedding_width(), "embeddings must be as wide as the model");
+      s.embeddings = embeddings->data();
+      s.num_embeddings = (int)embeddings->shape(0);
+    }
+    check(s);
+    num_logits = s.num_logits;
+    inputs.emplace(Inputs{token_ids, slots, cu, context, logits, positions, tables_, limits, embeddings});
+    nb::gil_scoped_release release;
+    std::lock_guard<std::mutex> lock(runtime->in_use);
+    program.start(std::move(s));
+  }
+
+  bool advance(double seconds) {
+    require(inputs.has_value(), "no step was started");
+    nb::gil_scoped_release release;
+    std::lock_guard<std::mutex> lock(runtime->in_use);
+    return program.advance(seconds);
+  }
+
+  nb::ndarray<nb::numpy, float> result() {
+    require(inputs.has_value(), "no step was started");
+    const size_t dims[2] = {(size_t)num_logits, (size_t)program.result_width()};
+    return nb::ndarray<nb::numpy, float>((void*)program.result_rows(), 2, dims, nb::find(this));
+  }
+
+  nb::ndarray<nb::numpy, float> run(Ints token_ids, Ints2 positions, Ints slots, Ints cu, Ints context, Ints2 tables_, Ints logits,
+                                    std::optional<Ints> limits, std::optional<Floats2> embeddings) {
+    start(token_ids, positions, slots, cu, context, tables_, logits, limits, embeddings);
+    advance(INFINITY);
+    return result();
   }
 
   nb::ndarray<nb::numpy, float> view(int i) {
@@ -216,17 +258,26 @@ NB_MODULE(_native, m) {
       .def("norm", [](PyProgram& p, int x, int act, Floats weight, float eps, std::optional<int> branch, std::optional<Floats> post) {
         p.program.norm(x, branch.value_or(-1), to_vector(post), to_vector(weight), eps, act);
       }, "x"_a, "act"_a, "weight"_a.noconvert(), "eps"_a, "branch"_a = nb::none(), "post_weight"_a = nb::none())
-      .def("quantize", [](PyProgram& p, int x, int act) { p.program.quantize(x, act); }, "x"_a, "act"_a)
+      .def("layer_norm", [](PyProgram& p, int x, int act, Floats weight, Floats bias, float eps, std::optional<int> branch) {
+        p.program.layer_norm(x, branch.value_or(-1), to_vector(weight), to_vector(bias), eps, act);
+      }, "x"_a, "act"_a, "weight"_a.noconvert(), "bias"_a.noconvert(), "eps"_a, "branch"_a = nb::none())
+      .def("normalize", [](PyProgram& p, int x, int out, Floats weight, float eps, std::optional<Floats> bias) {
+        p.program.normalize(x, to_vector(weight), to_vector(bias), eps, out);
+      }, "x"_a, "out"_a, "weight"_a.noconvert(), "eps"_a, "bias"_a = nb::none())
+      .def("quantize", [](PyProgram& p, int x, int act, bool gelu) {
+        p.program.quantize(x, act, gelu ? Program::Unary::Gelu : Program::Unary::None);
+      }, "x"_a, "act"_a, "gelu"_a = false)
       .def("linear", [](PyProgram& p, int act, std::vector<std::shared_ptr<Matrix>> matrices, int out,
-                        std::vector<std::optional<Floats>> biases, bool accumulate) {
+                        std::vector<std::optional<Floats>> biases, bool accumulate, float scale) {
         std::vector<Program::Part> parts;
         int column = 0;
         for (size_t i = 0; i < matrices.size(); ++i) {
           parts.push_back({matrices[i], i < biases.size() ? to_vector(biases[i]) : std::vector<float>(), column});
           column += matrices[i]->view().rows;
         }
-        p.program.linear(act, std::move(parts), out, accumulate);
-      }, "act"_a, "matrices"_a, "out"_a, "biases"_a = std::vector<std::optional<Floats>>(), "accumulate"_a = false)
+        p.program.linear(act, std::move(parts), out, accumulate, scale);
+      }, "act"_a, "matrices"_a, "out"_a, "biases"_a = std::vector<std::optional<Floats>>(),
+           "accumulate"_a = false, "scale"_a = 1.0f)
       .def("gated_mlp", [](PyProgram& p, int act, std::shared_ptr<Matrix> gate, std::shared_ptr<Matrix> up, int result) {
         p.program.gated_mlp(act, gate, up, result);
       }, "act"_a, "gate"_a, "up"_a, "result"_a)
@@ -241,7 +292,13 @@ NB_MODULE(_native, m) {
       .def("gather", [](PyProgram& p, int x, int out) { p.program.gather(x, out); }, "x"_a, "out"_a)
       .def("result", [](PyProgram& p, int x) { p.program.result(x); }, "x"_a)
       .def("run", &PyProgram::run, "token_ids"_a.noconvert(), "positions"_a.noconvert(), "slot_mapping"_a.noconvert(),
-           "cu_seqlens_q"_a.noconvert(), "context_lens"_a.noconvert(), "block_tables"_a.noconvert(), "logits_rows"_a.noconvert())
+           "cu_seqlens_q"_a.noconvert(), "context_lens"_a.noconvert(), "block_tables"_a.noconvert(), "logits_rows"_a.noconvert(),
+           "limits"_a.noconvert() = nb::none(), "embeddings"_a.noconvert() = nb::none())
+      .def("start", &PyProgram::start, "token_ids"_a.noconvert(), "positions"_a.noconvert(), "slot_mapping"_a.noconvert(),
+           "cu_seqlens_q"_a.noconvert(), "context_lens"_a.noconvert(), "block_tables"_a.noconvert(), "logits_rows"_a.noconvert(),
+           "limits"_a.noconvert() = nb::none(), "embeddings"_a.noconvert() = nb::none())
+      .def("advance", &PyProgram::advance, "seconds"_a, "Go on with the started step for about so long; whether it is done.")
+      .def("result_rows", &PyProgram::result, "The rows of a step that is done; valid until the next start.")
       .def("set_profiling", [](PyProgram& p, bool on) { p.program.set_profiling(on); }, "on"_a)
       .def_prop_ro("profile_s", [](const PyProgram& p) { return p.program.profile_s(); },
                    "Wall seconds by kind of operation since profiling was switched on.")

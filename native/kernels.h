@@ -64,11 +64,11 @@ struct ActView {
   float* f32;              // [capacity][stride] or null
 };
 
-enum class KvType { F16, Q8 };
+enum class KvType { F32, F16, Q8 };
 
 // One layer's paged cache. Keys lie transposed ([dim][16 keys]) so that a vector holds 16 keys.
-//   k  [num_blocks][num_kv_heads][k_bytes]: f16 [head_dim][16], or int8 [head_dim][16] + f32 scales [groups][16]
-//   v  [num_blocks][num_kv_heads][v_bytes]: f16 [16][head_dim], or int8 [16][head_dim] + f32 scales [16][groups]
+//   k  [num_blocks][num_kv_heads][k_bytes]: f32 or f16 [head_dim][16], or int8 [head_dim][16] + f32 scales [groups][16]
+//   v  [num_blocks][num_kv_heads][v_bytes]: f32 or f16 [16][head_dim], or int8 [16][head_dim] + f32 scales [16][groups]
 // A group is 32 dims (or head_dim, if that is less). head_dim_pad is head_dim rounded up to 16.
 struct KvLayer {
   uint8_t *k, *v;
@@ -104,10 +104,15 @@ struct KernelTable {
 
   // dst = src / sqrt(mean(src^2) + eps) * weight. In place allowed. n need not be a multiple of 16.
   void (*rms_norm)(const float* src, const float* weight, float eps, int n, float* dst);
+  // dst = (src - mean) / sqrt(variance + eps) * weight + bias. In place allowed. n need not be a multiple of 16.
+  void (*layer_norm)(const float* src, const float* weight, const float* bias, float eps, int n, float* dst);
   // dst += src
   void (*add)(float* dst, const float* src, int n);
   // dst = silu(gate) * up; all [n], n a multiple of 16
   void (*silu_mul)(const float* gate, const float* up, int n, float* dst);
+
+  // dst = x (1 + erf(x / sqrt 2)) / 2, the exact GELU; n a multiple of 16, in place allowed
+  void (*gelu)(const float* x, int n, float* dst);
 
   // Write one head's key and value of one token into a cache slot (rounding to the cache's type).
   void (*kv_write)(const KvLayer& layer, int block, int offset, int kv_head, const float* key, const float* value);

@@ -18,6 +18,7 @@ using namespace autoglm;
 
 namespace {
 
-const KernelTable kTable = {kIsaName, gemm_panel, quantize_chunk, rms_norm, add, silu_mul, kv_write, attention, argmax};
+const KernelTable kTable = {kIsaName, gemm_panel, quantize_chunk, rms_norm, layer_norm,
+                             add, silu_mul, gelu, kv_write, attention, argmax};
 
 }  // namespace

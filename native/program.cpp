@@ -50,7 +50,8 @@ size_t KvCache::block_bytes(int kv_heads, int head_dim, KvType k, KvType v) {
   const int groups = (head_dim + 31) / 32;
   const auto one = [&](KvType t) {
     const size_t cells = (size_t)head_dim * kKvBlock;
-    return t == KvType::F16 ? 2 * cells : cells + sizeof(float) * (size_t)groups * kKvBlock;
+    if (t != KvType::Q8) return (t == KvType::F32 ? 4 : 2) * cells;
+    return cells + sizeof(float) * (size_t)groups * kKvBlock;
   };
   return (size_t)kv_heads * (one(k) + one(v));
 }
@@ -73,7 +74,11 @@ struct Program::Op {
   bool logits = false;  // rows are Step::logits_rows, not all tokens
   virtual ~Op() = default;
   virtual const char* name() const = 0;
-  virtual void run(Program& p, const Step& step, int rows) = 0;
+  // Independent pieces of work in a step: rows, unless an operation counts otherwise.
+  virtual int count(const Step& step) const { return logits ? step.num_logits : step.num_tokens; }
+  // How many of them a step that is run in slices does between two looks at the clock.
+  virtual int slice(const Program&) const { return kRowBlock; }
+  virtual void run(Program& p, const Step& step, int begin, int end) = 0;
 };
 
 struct Program::Embed : Op {
@@ -83,30 +88,57 @@ struct Program::Embed : Op {
   size_t row_size;
   int width;
   Buffer* out;
-  void run(Program& p, const Step& step, int rows) override {
-    p.pool_.parallel_for(rows, [&](int r, int) {
-      dequantize(type, table + (size_t)step.token_ids[r] * row_size, (size_t)width, out->row(r));
+  void run(Program& p, const Step& step, int begin, int end) override {
+    p.pool_.parallel_for(end - begin, [&](int i, int) {
+      const int r = begin + i, id = step.token_ids[r];
+      if (id < 0)
+        std::memcpy(out->row(r), step.embeddings + (size_t)(-1 - id) * (size_t)width, sizeof(float) * (size_t)width);
+      else
+        dequantize(type, table + (size_t)id * row_size, (size_t)width, out->row(r));
     });
   }
 };
 
+namespace {
+void apply_norm(const KernelTable& kernels, const float* x, const std::vector<float>& weight, const std::vector<float>& bias,
+               float eps, int width, float* out) {
+  if (bias.empty())
+    kernels.rms_norm(x, weight.data(), eps, width, out);
+  else
+    kernels.layer_norm(x, weight.data(), bias.data(), eps, width, out);
+}
+}  // namespace
+
 struct Program::Norm : Op {
   const char* name() const override { return "norm"; }
   Buffer *x, *branch;
-  std::vector<float> post_weight, weight;
+  std::vector<float> post_weight, weight, bias;  // with a bias a LayerNorm
   float eps;
   Activation* act;
-  void run(Program& p, const Step&, int rows) override {
+  void run(Program& p, const Step&, int begin, int end) override {
     const ActView out = act->view();
-    p.pool_.parallel_for(rows, [&](int r, int thread) {
+    p.pool_.parallel_for(end - begin, [&](int i, int thread) {
+      const int r = begin + i;
       float *row = x->row(r), *normed = (float*)p.scratch(thread);
       if (branch) {
         float* b = branch->row(r);
         if (!post_weight.empty()) p.kernels_.rms_norm(b, post_weight.data(), eps, x->width, b);
         p.kernels_.add(row, b, x->width);
       }
-      p.kernels_.rms_norm(row, weight.data(), eps, x->width, normed);
+      apply_norm(p.kernels_, row, weight, bias, eps, x->width, normed);
       for (int c = 0; c < act->chunks(); ++c) p.kernels_.quantize_chunk(normed + c * kChunk, c, out, r);
+    });
+  }
+};
+
+struct Program::Normalize : Op {
+  const char* name() const override { return "norm"; }
+  Buffer *x, *out;
+  std::vector<float> weight, bias;
+  float eps;
+  void run(Program& p, const Step&, int begin, int end) override {
+    p.pool_.parallel_for(end - begin, [&](int i, int) {
+      apply_norm(p.kernels_, x->row(begin + i), weight, bias, eps, x->width, out->row(begin + i));
     });
   }
 };
@@ -115,9 +147,13 @@ struct Program::Quantize : Op {
   const char* name() const override { return "quantize"; }
   Buffer* x;
   Activation* act;
-  void run(Program& p, const Step&, int rows) override {
+  Unary function;
+  void run(Program& p, const Step&, int begin, int end) override {
     const ActView out = act->view();
-    p.pool_.parallel_for(rows, [&](int r, int) {
+    p.pool_.parallel_for(end - begin, [&](int i, int) {
+      const int r = begin + i;
+      // In place: whoever asks for a function of a buffer has no other use for it.
+      if (function == Unary::Gelu) p.kernels_.gelu(x->row(r), round_up(x->width, 16), x->row(r));
       for (int c = 0; c < act->chunks(); ++c) p.kernels_.quantize_chunk(x->row(r) + c * kChunk, c, out, r);
     });
   }
@@ -131,6 +167,7 @@ struct Program::Linear : Op {
   int panels = 0;
   Buffer* out;
   bool accumulate;
+  float scale = 1.0f;  // of what is accumulated
 
   void store(const Part& part, int panel, int row_begin, int rows, const float* c) const {
     const int r0 = panel * kPanelRows, n = std::min(kPanelRows, part.matrix->view().rows - r0);
@@ -139,7 +176,7 @@ struct Program::Linear : Op {
       const float* src = c + t * kPanelRows;
       float* dst = out->row(row_begin + t) + part.column + r0;
       if (accumulate) {
-        for (int i = 0; i < n; ++i) dst[i] += src[i];
+        for (int i = 0; i < n; ++i) dst[i] += scale * (bias ? src[i] + bias[i] : src[i]);
       } else if (bias) {
         for (int i = 0; i < n; ++i) dst[i] = src[i] + bias[i];
       } else {
@@ -148,10 +185,10 @@ struct Program::Linear : Op {
     }
   }
 
-  void run(Program& p, const Step&, int rows) override {
+  void run(Program& p, const Step&, int first, int end) override {
     const ActView in = act->view();
-    for (int begin = 0; begin < rows; begin += kRowBlock) {
-      const int n = std::min(kRowBlock, rows - begin);
+    for (int begin = first; begin < end; begin += kRowBlock) {
+      const int n = std::min(kRowBlock, end - begin);
       p.pool_.parallel_for(panels, [&](int i, int thread) {
         size_t part = 0;
         while (part + 1 < parts.size() && i >= first_panel[part + 1]) ++part;
@@ -169,11 +206,11 @@ struct Program::GatedMlp : Op {
   Activation *act, *result;
   std::shared_ptr<Matrix> gate, up;
   // One item is 256 columns of the hidden layer: the span one activation scale covers.
-  void run(Program& p, const Step&, int rows) override {
+  void run(Program& p, const Step&, int first, int end) override {
     const ActView in = act->view(), out = result->view();
     const int per_chunk = kChunk / kPanelRows;
-    for (int begin = 0; begin < rows; begin += kRowBlock) {
-      const int n = std::min(kRowBlock, rows - begin);
+    for (int begin = first; begin < end; begin += kRowBlock) {
+      const int n = std::min(kRowBlock, end - begin);
       p.pool_.parallel_for(result->chunks(), [&](int chunk, int thread) {
         uint8_t* scratch = p.scratch(thread);
         float *g = (float*)(scratch + kGemmScratch), *u = g + n * kPanelRows, *h = u + n * kPanelRows;
@@ -207,16 +244,17 @@ struct Program::RopeCache : Op {
     }
   }
 
-  void run(Program& p, const Step& step, int rows) override {
+  void run(Program& p, const Step& step, int begin, int end) override {
     const KvLayer& kv = p.cache_->layer(layer);
     const int d = p.rope_.head_dim;
     const float scale = 1.0f / std::sqrt((float)d);
-    p.pool_.parallel_for(rows, [&](int r, int) {
+    p.pool_.parallel_for(end - begin, [&](int i, int) {
+      const int r = begin + i;
       const float* cs = step.rope.data() + (size_t)r * (size_t)p.rope_.rotary_dim;
       float* q = qkv->row(r);
       for (int h = 0; h < p.num_heads_; ++h, q += d) {
         rotate(p.rope_, cs, q);
-        for (int i = 0; i < d; ++i) q[i] *= scale;
+        for (int j = 0; j < d; ++j) q[j] *= scale;
       }
       const int slot = step.slot_mapping[r];
       for (int h = 0; h < kv.num_kv_heads; ++h) {
@@ -228,25 +266,32 @@ struct Program::RopeCache : Op {
   }
 };
 
+namespace {
+// How many keys token t of a sequence sees: without limits those up to itself, at context_len - (tokens after it).
+int keys_of(const Step& step, int seq, int t) {
+  return step.limits ? step.limits[t] : step.context_lens[seq] - (step.cu_seqlens_q[seq + 1] - 1 - t);
+}
+}  // namespace
+
 struct Program::Attend : Op {
   const char* name() const override { return "attention"; }
   Buffer *qkv, *out;
   int layer;
-  void run(Program& p, const Step& step, int) override {
+  int count(const Step& step) const override { return (int)step.attention.size(); }
+  int slice(const Program& p) const override { return 2 * p.pool_.size(); }
+  void run(Program& p, const Step& step, int begin, int end) override {
     const int d = p.rope_.head_dim;
-    p.pool_.parallel_for((int)step.attention.size(), [&](int i, int thread) {
-      const Step::AttnItem& item = step.attention[(size_t)i];
+    p.pool_.parallel_for(end - begin, [&](int i, int thread) {
+      const Step::AttnItem& item = step.attention[(size_t)(begin + i)];
       const float* q[kAttnRows];
       float* o[kAttnRows];
       int32_t limit[kAttnRows];
       int rows = 0;
-      // Row t of a sequence sits at position context_len - (tokens after it) - 1.
-      const int end = step.cu_seqlens_q[item.seq + 1], context = step.context_lens[item.seq];
       for (int t = item.token_begin; t < item.token_end; ++t)
         for (int h = item.head_begin; h < item.head_end; ++h, ++rows) {
           q[rows] = qkv->row(t) + h * d;
           o[rows] = out->row(t) + h * d;
-          limit[rows] = context - (end - 1 - t);
+          limit[rows] = keys_of(step, item.seq, t);
         }
       p.kernels_.attention(p.cache_->layer(layer),
                            {q, o, limit, rows, step.block_tables + (size_t)item.seq * (size_t)step.max_blocks, item.kv_head},
@@ -258,8 +303,9 @@ struct Program::Attend : Op {
 struct Program::Gather : Op {
   const char* name() const override { return "gather"; }
   Buffer *x, *out;
-  void run(Program& p, const Step& step, int rows) override {
-    p.pool_.parallel_for(rows, [&](int r, int) {
+  void run(Program& p, const Step& step, int begin, int end) override {
+    p.pool_.parallel_for(end - begin, [&](int i, int) {
+      const int r = begin + i;
       std::memcpy(out->row(r), x->row(step.logits_rows[r]), sizeof(float) * (size_t)x->width);
     });
   }
@@ -311,6 +357,7 @@ void Program::embed(QuantType type, const uint8_t* table, int vocab, int width, 
   op->width = width;
   op->out = &at(out);
   vocab_ = vocab;
+  embedding_width_ = width;
   ops_.push_back(std::move(op));
 }
 
@@ -331,8 +378,30 @@ void Program::norm(int x, int branch, std::vector<float> post_weight, std::vecto
   ops_.push_back(std::move(op));
 }
 
-void Program::quantize(int x, int a) {
+void Program::layer_norm(int x, int branch, std::vector<float> weight, std::vector<float> bias, float eps, int a) {
+  require(bias.size() == weight.size(), shape("layer norm bias", (int)bias.size(), (int)weight.size()));
+  norm(x, branch, {}, std::move(weight), eps, a);
+  static_cast<Norm&>(*ops_.back()).bias = std::move(bias);
+}
+
+void Program::normalize(int x, std::vector<float> weight, std::vector<float> bias, float eps, int out) {
+  auto op = std::make_unique<Normalize>();
+  op->x = &at(x);
+  op->out = &at(out);
+  const int width = op->x->width;
+  require((int)weight.size() == width, shape("norm weight", (int)weight.size(), width));
+  require(bias.empty() || (int)bias.size() == width, shape("norm bias", (int)bias.size(), width));
+  require(op->out->width == width, shape("norm output width", op->out->width, width));
+  op->weight = std::move(weight);
+  op->bias = std::move(bias);
+  op->eps = eps;
+  op->logits = gathered_;
+  ops_.push_back(std::move(op));
+}
+
+void Program::quantize(int x, int a, Unary function) {
   auto op = std::make_unique<Quantize>();
+  op->function = function;
   require(at(x).width == act(a).width, shape("activation width", act(a).width, at(x).width));
   op->x = &at(x);
   op->act = &act(a);
@@ -340,7 +409,7 @@ void Program::quantize(int x, int a) {
   ops_.push_back(std::move(op));
 }
 
-void Program::linear(int a, std::vector<Part> parts, int out, bool accumulate) {
+void Program::linear(int a, std::vector<Part> parts, int out, bool accumulate, float scale) {
   auto op = std::make_unique<Linear>();
   op->act = &act(a);
   op->out = &at(out);
@@ -349,13 +418,13 @@ void Program::linear(int a, std::vector<Part> parts, int out, bool accumulate) {
     require(m.cols == op->act->width, shape("matrix columns", m.cols, op->act->width));
     require(part.column >= 0 && part.column + m.rows <= op->out->width, "matrix rows do not fit the output buffer");
     require(part.bias.empty() || (int)part.bias.size() == m.rows, shape("bias", (int)part.bias.size(), m.rows));
-    require(!accumulate || part.bias.empty(), "accumulate takes no bias");
     op->act->need(activation_kind(m.type));
     op->first_panel.push_back(op->panels);
     op->panels += m.panels;
   }
   op->parts = std::move(parts);
   op->accumulate = accumulate;
+  op->scale = scale;
   op->logits = gathered_;
   ops_.push_back(std::move(op));
 }
@@ -464,40 +533,55 @@ void Program::plan_attention(Step& step) const {
           step.attention.push_back({s, kv, t, std::min(t + tokens, step.cu_seqlens_q[s + 1]), kv * groups + h,
                                     kv * groups + std::min(h + heads, groups)});
   std::stable_sort(step.attention.begin(), step.attention.end(), [&](const Step::AttnItem& a, const Step::AttnItem& b) {
-    const auto keys = [&](const Step::AttnItem& i) {
-      return step.context_lens[i.seq] - (step.cu_seqlens_q[i.seq + 1] - i.token_end);
-    };
-    return keys(a) > keys(b);
+    return keys_of(step, a.seq, a.token_end - 1) > keys_of(step, b.seq, b.token_end - 1);
   });
 }
 
-const float* Program::run(Step& step) {
-  require(result_ >= 0, "the program has no result");
-  if (!scratch_.data()) {
-    int widest = 0;
-    for (const auto& b : buffers_) widest = std::max(widest, b->stride);
-    const size_t rows = (size_t)std::min(max_tokens_, kRowBlock);
-    const size_t gemm = kGemmScratch + rows * (2 * kPanelRows + kChunk) * sizeof(float);
-    const size_t norm = (size_t)round_up(widest, kChunk) * sizeof(float);
-    scratch_bytes_ = (std::max({gemm, norm, kAttnScratch}) + 4095) / 4096 * 4096;
-    scratch_ = Pages(scratch_bytes_ * (size_t)pool_.size());
-  }
-  if (cache_) {
-    plan_rope(step);
-    plan_attention(step);
-  }
-  for (const auto& op : ops_) {
-    const int rows = op->logits ? step.num_logits : step.num_tokens;
-    if (!rows) continue;
-    if (!profiling_) {
-      op->run(*this, step, rows);
-      continue;
-    }
-    const auto start = std::chrono::steady_clock::now();
-    op->run(*this, step, rows);
-    profile_s_[op->name()] += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  }
-  return buffers_[(size_t)result_]->row(0);
+void Program::make_scratch() {
+  int widest = 0;
+  for (const auto& b : buffers_) widest = std::max(widest, b->stride);
+  const size_t rows = (size_t)std::min(max_tokens_, kRowBlock);
+  const size_t gemm = kGemmScratch + rows * (2 * kPanelRows + kChunk) * sizeof(float);
+  const size_t norm = (size_t)round_up(widest, kChunk) * sizeof(float);
+  scratch_bytes_ = (std::max({gemm, norm, kAttnScratch}) + 4095) / 4096 * 4096;
+  scratch_ = Pages(scratch_bytes_ * (size_t)pool_.size());
 }
+
+void Program::start(Step step) {
+  require(result_ >= 0, "the program has no result");
+  if (!scratch_.data()) make_scratch();
+  step_ = std::move(step);
+  if (cache_) {
+    plan_rope(step_);
+    plan_attention(step_);
+  }
+  next_op_ = 0;
+  next_row_ = 0;
+}
+
+bool Program::advance(double seconds) {
+  using Clock = std::chrono::steady_clock;
+  const auto since = [](Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); };
+  const auto started = Clock::now();
+  const bool whole = std::isinf(seconds);
+  while (next_op_ < ops_.size()) {
+    Op& op = *ops_[next_op_];
+    const int count = op.count(step_), end = whole ? count : std::min(count, next_row_ + op.slice(*this));
+    if (end > next_row_) {
+      const auto before = Clock::now();
+      op.run(*this, step_, next_row_, end);
+      if (profiling_) profile_s_[op.name()] += since(before);
+    }
+    next_row_ = end;
+    if (end >= count) {
+      ++next_op_;
+      next_row_ = 0;
+    }
+    if (!whole && since(started) >= seconds) break;
+  }
+  return next_op_ == ops_.size();
+}
+
+const float* Program::result_rows() const { return buffers_[(size_t)result_]->row(0); }
 
 }  // namespace autoglm

@@ -64,6 +64,9 @@ struct Step {
   const int32_t *cu_seqlens_q;            // [S + 1]
   const int32_t *context_lens;            // [S]
   const int32_t *block_tables;            // [S][max_blocks]
+  const int32_t *limits = nullptr;        // [T] keys each row may see, never falling within a sequence; null: up to itself
+  const float *embeddings = nullptr;      // [M][D]: a token id of -1 - i stands for row i
+  int num_embeddings = 0;
   const int32_t *logits_rows;             // [L]
 
   struct AttnItem { int seq, kv_head, token_begin, token_end, head_begin, head_end; };
@@ -82,10 +85,15 @@ class Program {
   void embed(QuantType type, const uint8_t* table, int vocab, int width, int out);
   // x += branch (normed by post_weight, if given); act = quantize(rms_norm(x, weight)). branch may be -1.
   void norm(int x, int branch, std::vector<float> post_weight, std::vector<float> weight, float eps, int act);
-  void quantize(int x, int act);
-  // out[:, column .. column + rows) = W act (+ bias), or += with accumulate. Several matrices share one loop.
+  // The same with LayerNorm: x += branch; act = quantize(layer_norm(x, weight, bias)).
+  void layer_norm(int x, int branch, std::vector<float> weight, std::vector<float> bias, float eps, int act);
+  // out = rms_norm(x, weight), or layer_norm with a bias; out may be x.
+  void normalize(int x, std::vector<float> weight, std::vector<float> bias, float eps, int out);
+  enum class Unary { None, Gelu };
+  void quantize(int x, int act, Unary function = Unary::None);
+  // out[:, column .. column + rows) = W act (+ bias), or += scale * (...) with accumulate. Several matrices share one loop.
   struct Part { std::shared_ptr<Matrix> matrix; std::vector<float> bias; int column; };
-  void linear(int act, std::vector<Part> parts, int out, bool accumulate);
+  void linear(int act, std::vector<Part> parts, int out, bool accumulate, float scale = 1.0f);
   // result = quantize(silu(gate act) * (up act)), never leaving the cache in float
   void gated_mlp(int act, std::shared_ptr<Matrix> gate, std::shared_ptr<Matrix> up, int result);
   void set_attention(RopeConfig rope, std::shared_ptr<KvCache> cache, int num_heads);
@@ -97,11 +105,15 @@ class Program {
   // The rows of buffer x are the step's result.
   void result(int x);
 
-  // Returns the result rows; valid until the next run. Inputs must have been checked.
-  const float* run(Step& step);
+  // Inputs must have been checked. Afterwards the result rows stand in result_rows() until the next start.
+  void start(Step step);
+  // Goes on for about so many seconds; whether the step is done. What is computed does not depend on where it paused.
+  bool advance(double seconds);
+  const float* result_rows() const;
   int max_tokens() const { return max_tokens_; }
   int result_width() const;
   int vocab() const { return vocab_; }
+  int embedding_width() const { return embedding_width_; }
   const KvCache* cache() const { return cache_.get(); }
   const Buffer& buffer_at(int i) const { return *buffers_.at((size_t)i); }
   size_t nbytes() const;
@@ -112,16 +124,17 @@ class Program {
 
  private:
   struct Op;
-  struct Embed; struct Norm; struct Quantize; struct Linear; struct GatedMlp; struct RopeCache; struct Attend; struct Gather;
+  struct Embed; struct Norm; struct Normalize; struct Quantize; struct Linear; struct GatedMlp; struct RopeCache; struct Attend; struct Gather;
   Buffer& at(int i);
   Activation& act(int i);
   uint8_t* scratch(int thread) { return scratch_.data() + (size_t)thread * scratch_bytes_; }
   void plan_attention(Step& step) const;
   void plan_rope(Step& step) const;
+  void make_scratch();
 
   const KernelTable& kernels_;
   ThreadPool& pool_;
-  int max_tokens_, vocab_ = 0, num_heads_ = 0, result_ = -1;
+  int max_tokens_, vocab_ = 0, embedding_width_ = 0, num_heads_ = 0, result_ = -1;
   bool gathered_ = false;
   size_t scratch_bytes_ = 0;
   Pages scratch_;
@@ -130,6 +143,9 @@ class Program {
   std::vector<std::unique_ptr<Buffer>> buffers_;
   std::vector<std::unique_ptr<Activation>> activations_;
   std::vector<std::unique_ptr<Op>> ops_;
+  Step step_;
+  size_t next_op_ = 0;  // where the step stands: ops_.size() when it is done
+  int next_row_ = 0;
   bool profiling_ = false;
   std::map<std::string, double> profile_s_;
 };

@@ -113,6 +113,13 @@ def _pruned_ffn_layers(gguf: GGUFFile) -> tuple[int, ...]:
     return tuple(values)
 
 
+def check_sizes(gguf: GGUFFile, config: object, *names: str) -> None:
+    """Raises FormatError naming a field of `config` that is no possible size."""
+    for name in names:
+        if not 1 <= getattr(config, name) <= 1 << 20:
+            raise FormatError(f"{gguf.path}: {name} of an encoder is {getattr(config, name)}, which cannot be")
+
+
 @dataclass(frozen=True)
 class Embedding:
     """The token table as it lies in the file; rows are dequantized as they are looked up."""
@@ -143,6 +150,18 @@ class WeightReader:
 
     def optional_vector(self, name: str, size: int) -> Vector | None:
         return self.vector(name, size) if self.has(name) else None
+
+    def array(self, name: str, shape: tuple[int, ...]) -> Vector:
+        """A convolution's kernel or a table as f32 of `shape`."""
+        info = self._info(name, shape)
+        self._count(name, info.nbytes)
+        values = dequantize(np.ascontiguousarray(self.gguf.data(name)).ravel(), int(info.type), math.prod(shape))
+        return values.reshape(shape)
+
+    def rows(self, name: str) -> int:
+        """Rows of a matrix whose size no key tells; 0 if it is not there."""
+        info = self.gguf.tensors.get(name)
+        return info.shape[0] if info is not None else 0
 
     def matrix(self, name: str, rows: int, cols: int) -> Matrix:
         """A whole matrix [rows, cols], repacked."""

@@ -1,0 +1,59 @@
+"""The image encoder of a tiny GLM-4.1V written by the community's converter, against transformers.
+
+Fixture: mmproj-*.gguf is the converter's output; vision.npz holds the patches of a 140 x 112 picture (one frame), its
+grid (8 x 10, while positions were learned for 6 x 6) and the tokens transformers made of them in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autoglm.formats.gguf import GGUFFile
+from autoglm.kernels import Runtime
+from autoglm.model.encoder import finish
+from autoglm.model.glm4v_vision import Glm4vVision, read_glm4v_config
+from autoglm.model.loader import WeightReader
+
+FIXTURE = Path(__file__).parent.parent / "fixtures" / "glm4v-tiny"
+
+
+def load(name: str) -> Glm4vVision:
+    gguf = GGUFFile.open(FIXTURE / name)
+    runtime = Runtime(2)
+    reader = WeightReader(gguf, runtime)
+    encoder = Glm4vVision(runtime, reader, read_glm4v_config(gguf))
+    reader.finish()
+    return encoder
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, np.ndarray]:
+    return dict(np.load(FIXTURE / "vision.npz"))
+
+
+@pytest.mark.parametrize(("name", "bound"), [("mmproj-f32.gguf", 1e-4), ("mmproj-q8_0.gguf", 0.08)])
+def test_tokens_equal_transformers(name: str, bound: float, expected: dict[str, np.ndarray]) -> None:
+    """Relative to the largest token value; Q8_0 rounds weights and activations to 8 bits in every product."""
+    rows, columns = expected["grid"].tolist()
+    tokens = finish(load(name).encode(expected["pixel_values"], rows, columns))
+    assert tokens.shape == expected["tokens"].shape == (rows * columns // 4, 64)
+    assert np.abs(tokens - expected["tokens"]).max() < bound * np.abs(expected["tokens"]).max()
+
+
+def test_slices_change_nothing_but_when(expected: dict[str, np.ndarray]) -> None:
+    encoder = load("mmproj-q8_0.gguf")
+    rows, columns = expected["grid"].tolist()
+    whole = finish(encoder.encode(expected["pixel_values"], rows, columns, math.inf))
+    sliced, pauses = encoder.encode(expected["pixel_values"], rows, columns, 0.0), 0
+    while True:
+        try:
+            next(sliced)
+            pauses += 1
+        except StopIteration as end:
+            assert np.array_equal(end.value, whole)
+            break
+    assert pauses > 10
