@@ -87,6 +87,7 @@ class EngineConfig:
     cache_type_v: str = "f16"
     num_threads: int | None = None
     enable_prefix_caching: bool = True
+    media_cache_bytes: int = 256 << 20  # embeddings of pictures and sounds kept for the next turn
 
     def __post_init__(self) -> None:
         for name in ("cache_type_k", "cache_type_v"):

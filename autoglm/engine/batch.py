@@ -23,6 +23,8 @@ class Batch:
     context_lens  i32 [S]     tokens of each sequence in the KV cache after this step
     block_tables  i32 [S, max_blocks]  padded with 0
     logits_rows   i32 [L]     indices into T, rising
+    embeddings    f32 [M, width] or None: a token id of -1 - i stands for row i of it
+    limits        i32 [T] or None: keys each token may see, none: those up to itself
     All contiguous views of buffers that the next step overwrites.
     """
 
@@ -33,6 +35,8 @@ class Batch:
     context_lens: IntArray
     block_tables: IntArray
     logits_rows: IntArray
+    embeddings: NDArray[np.float32] | None = None
+    limits: IntArray | None = None
 
 
 class BatchBuilder:
@@ -74,14 +78,18 @@ class BatchBuilder:
                 row += 1
         self._positions[token : 2 * token] = self._positions[:token]
         self._positions[2 * token : 3 * token] = self._positions[:token]
+        positions = self._positions[: 3 * token].reshape(3, token)
+        embeddings, limits = self._place_media(scheduled, positions)
         return Batch(
             token_ids=self._token_ids[:token],
-            positions=self._positions[: 3 * token].reshape(3, token),
+            positions=positions,
             slot_mapping=self._slots[:token],
             cu_seqlens_q=self._cu_seqlens[: num_seqs + 1],
             context_lens=self._context_lens[:num_seqs],
             block_tables=tables,
             logits_rows=self._logits_rows[:row],
+            embeddings=embeddings,
+            limits=limits,
         )
 
     def _fill_chunk(self, item: Scheduled, token: int, start: int) -> None:
@@ -91,6 +99,41 @@ class BatchBuilder:
         self._positions[token:end] = positions
         blocks = sequence.block_table[positions // self.block_size]
         self._slots[token:end] = blocks * np.int32(self.block_size) + positions % self.block_size
+
+    def _place_media(
+        self, scheduled: list[Scheduled], positions: IntArray
+    ) -> tuple[NDArray[np.float32] | None, IntArray | None]:
+        """Put the media of the step's sequences into ids and positions; the embeddings and limits they need."""
+        rows: list[NDArray[np.float32]] = []
+        limits: IntArray | None = None
+        num_rows = token = 0
+        for item in scheduled:
+            media, count = item.sequence.media, item.num_scheduled_tokens
+            start = item.sequence.num_computed_tokens
+            if media is not None:
+                in_prompt = max(0, min(start + count, media.positions.shape[1]) - start)
+                positions[:, token : token + in_prompt] = media.positions[:, start : start + in_prompt]
+                positions[:, token + in_prompt : token + count] += np.int32(media.answer_offset)
+                for first, embeddings in media.rows(start, start + count):
+                    at = token + first - start
+                    self._token_ids[at : at + len(embeddings)] = -1 - np.arange(num_rows, num_rows + len(embeddings))
+                    rows.append(embeddings)
+                    num_rows += len(embeddings)
+                for span in media.spans:
+                    first, last = max(start, span.start), min(start + count, span.end)
+                    if span.sees_itself and first < last:
+                        limits = self._causal_limits(scheduled) if limits is None else limits
+                        limits[token + first - start : token + last - start] = span.end
+            token += count
+        return (np.concatenate(rows) if rows else None), limits
+
+    def _causal_limits(self, scheduled: list[Scheduled]) -> IntArray:
+        """Each token sees those of its sequence up to itself."""
+        parts = [
+            self._offsets[: item.num_scheduled_tokens] + np.int32(item.sequence.num_computed_tokens + 1)
+            for item in scheduled
+        ]
+        return np.concatenate(parts)
 
     def _block_tables(self, num_seqs: int, max_blocks: int) -> IntArray:
         size = num_seqs * max_blocks

@@ -183,8 +183,15 @@ class BlockManager:
         hashes = sequence.block_hashes
         while len(hashes) <= index:
             parent = hashes[-1] if hashes else root_hash(self._model_id, sequence.cache_salt)
-            hashes.append(hash_block(parent, self._token_bytes(sequence, len(hashes))))
+            hashes.append(
+                hash_block(parent, self._token_bytes(sequence, len(hashes)), self._media(sequence, len(hashes)))
+            )
         return hashes[index]
+
+    def _media(self, sequence: Sequence, index: int) -> bytes:
+        if sequence.media is None:
+            return b""
+        return sequence.media.identity(index * self.block_size, (index + 1) * self.block_size)
 
     def _token_bytes(self, sequence: Sequence, index: int) -> bytes:
         start = index * self.block_size

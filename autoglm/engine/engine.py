@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from autoglm.config import EngineConfig
 from autoglm.engine.batch import Batch, BatchBuilder
 from autoglm.engine.block_manager import BlockManager
+from autoglm.engine.encoder_queue import EncoderQueue
 from autoglm.engine.sampling import Sampler, TokenLogprob
 from autoglm.engine.scheduler import Scheduled, Scheduler
 from autoglm.engine.sequence import FinishReason, Sequence, SequenceOutput, SequenceState, TextStream
@@ -32,6 +33,8 @@ from autoglm.errors import CapacityError, ContextLengthError, EngineError, Reque
 logger = logging.getLogger(__name__)
 
 MAX_RETRY_AFTER_S = 300
+# How long encoding a medium may hold up those who are being served, and those who just arrive.
+ENCODE_SLICE_S, ENCODE_ALONE_S = 0.02, 0.1
 
 
 class Runner(Protocol):
@@ -114,7 +117,13 @@ class Engine:
             model_id=getattr(runner, "model_id", ""),
             enable_prefix_caching=config.enable_prefix_caching,
         )
-        self.scheduler = Scheduler(self.block_manager, max_num_seqs=config.max_num_seqs, max_num_batched_tokens=budget)
+        self.encoders = EncoderQueue(config.media_cache_bytes)
+        self.scheduler = Scheduler(
+            self.block_manager,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=budget,
+            is_encoded=self._is_encoded,
+        )
         self._builder = BatchBuilder(
             max_num_batched_tokens=budget, max_num_seqs=config.max_num_seqs, block_size=runner.block_size
         )
@@ -126,6 +135,7 @@ class Engine:
         self._sequences: dict[str, Sequence] = {}
         self._counters = _Counters()
         self._finished: Counter[str] = Counter()
+        self._unencodable: list[tuple[Sequence, Exception]] = []
 
     @property
     def max_sequence_tokens(self) -> int:
@@ -153,6 +163,7 @@ class Engine:
                 "larger --ctx-size"
             )
         self._check_vocabulary(sequence)
+        self._check_media(sequence)
         num_waiting = len(self.scheduler.waiting)
         if num_waiting >= self.config.max_waiting:
             raise CapacityError(
@@ -171,15 +182,18 @@ class Engine:
         if sequence is None:
             return False
         self.scheduler.finish(sequence)
+        self._drop_media(sequence)
         self._finished["cancelled"] += 1
         return True
 
     def step(self) -> list[SequenceOutput]:
-        """Run one batch; what it added to each sequence that moved on."""
+        """Encode for a slice, run one batch; what it added to each sequence that moved on."""
         started_s = time.monotonic()
+        self._encode(started_s)
         scheduled = self.scheduler.schedule()
+        failed = self._end_unencodable()
         if not scheduled:
-            return []
+            return failed
         self._note_admissions(scheduled, started_s)
         batch = self._builder.build(scheduled)
         run_s = time.monotonic()
@@ -188,10 +202,10 @@ class Engine:
             if logits.shape != (batch.logits_rows.size, self.runner.vocab_size):
                 raise EngineError(f"the runner returned logits of shape {logits.shape}")
         except Exception as error:
-            return self._fail_batch(scheduled, error)
+            return failed + self._fail_batch(scheduled, error)
         now_s = time.monotonic()
         self._counters.runner_s += now_s - run_s
-        outputs: list[SequenceOutput] = []
+        outputs = failed
         row = 0
         for item in scheduled:
             wants_logits = item.wants_logits
@@ -239,6 +253,54 @@ class Engine:
             kv_pool=pool,
         )
 
+    def _encode(self, started_s: float) -> None:
+        """A slice between two steps while others are being served, and more of them while nobody is."""
+        while self.encoders.has_work():
+            self.encoders.advance(ENCODE_SLICE_S)
+            if self.scheduler.running or time.monotonic() - started_s > ENCODE_ALONE_S:
+                return
+
+    def _is_encoded(self, sequence: Sequence) -> bool:
+        """Whether the sequence has all embeddings its tokens outside the prefix cache need; asks for those it lacks."""
+        media = sequence.media
+        if media is None:
+            return True
+        num_known = self.block_manager.num_known_blocks(sequence) * self.block_manager.block_size
+        has_all = True
+        for job in media.missing(num_known):
+            try:
+                embeddings = self.encoders.get(job)
+            except Exception as error:
+                self._unencodable.append((sequence, error))
+                return False
+            if embeddings is None:
+                has_all = False
+            else:
+                media.receive(job.key, embeddings)
+        return has_all
+
+    def _end_unencodable(self) -> list[SequenceOutput]:
+        broken, self._unencodable = self._unencodable, []
+        return [self._end_with(sequence, error) for sequence, error in broken]
+
+    def _drop_media(self, sequence: Sequence) -> None:
+        """The sequence has ended: stop encoding what nobody else waits for."""
+        if sequence.media is None:
+            return
+        sequence.media.release()
+        wanted = {job.key for other in self._sequences.values() if other.media is not None for job in other.media.jobs}
+        self.encoders.forget({job.key for job in sequence.media.jobs} - wanted)
+
+    def _check_media(self, sequence: Sequence) -> None:
+        longest = sequence.media.longest_two_way_span if sequence.media is not None else 0
+        room = self.scheduler.max_num_batched_tokens - self.scheduler.max_num_running
+        if longest > room:
+            raise RequestError(
+                f"a picture or sound of {longest} tokens must be read in one step, and a step here has room for "
+                f"{room}; send a smaller one, or serve with a larger --max-batched-tokens",
+                param="messages",
+            )
+
     def _check_vocabulary(self, sequence: Sequence) -> None:
         vocab_size = self.runner.vocab_size
         if min(sequence.token_ids) < 0 or max(sequence.token_ids) >= vocab_size:
@@ -270,6 +332,8 @@ class Engine:
         if item.num_scheduled_tokens > 1 or sequence.first_token_s is None:
             self._counters.prefill_tokens += item.num_scheduled_tokens
         sequence.num_computed_tokens += item.num_scheduled_tokens
+        if sequence.media is not None and sequence.num_computed_tokens >= sequence.num_prompt_tokens:
+            sequence.media.release()
         if sequence.num_computed_tokens // self.block_manager.block_size > sequence.num_hashed_blocks:
             self.block_manager.commit(sequence)
 
@@ -371,26 +435,26 @@ class Engine:
         output.timings = _timings(sequence, now_s)
         self.scheduler.finish(sequence)
         del self._sequences[sequence.request_id]
+        self._drop_media(sequence)
         self._finished[sequence.finish_reason] += 1
         counters = self._counters
         counters.reasoning_tokens += sequence.num_reasoning_tokens
         counters.mean_service_s += 0.1 * (now_s - (sequence.scheduled_s or now_s) - counters.mean_service_s)
 
     def _fail_batch(self, scheduled: list[Scheduled], error: Exception) -> list[SequenceOutput]:
-        outputs = []
-        for item in scheduled:
-            sequence = item.sequence
-            self._set_error(sequence, error)
-            output = SequenceOutput(
-                sequence.request_id,
-                [],
-                "",
-                num_prompt_tokens=sequence.num_prompt_tokens,
-                num_cached_tokens=sequence.num_cached_tokens,
-            )
-            self._seal(sequence, output)
-            outputs.append(output)
-        return outputs
+        return [self._end_with(item.sequence, error) for item in scheduled]
+
+    def _end_with(self, sequence: Sequence, error: Exception) -> SequenceOutput:
+        self._set_error(sequence, error)
+        output = SequenceOutput(
+            sequence.request_id,
+            [],
+            "",
+            num_prompt_tokens=sequence.num_prompt_tokens,
+            num_cached_tokens=sequence.num_cached_tokens,
+        )
+        self._seal(sequence, output)
+        return output
 
 
 def _timings(sequence: Sequence, now_s: float) -> dict[str, float]:

@@ -91,5 +91,7 @@ class CpuModelRunner:
             batch.context_lens,
             batch.block_tables,
             batch.logits_rows,
+            batch.limits,
+            batch.embeddings,
         )
         return rows[:, : self.vocab_size]

@@ -10,13 +10,15 @@ First come, first served, with a token budget per step. In this order:
  4. waiting sequences are admitted in order of arrival, each with blocks for all its tokens. One that does not fit
     holds up those behind it. One whose next prompt block another prefill is just computing waits for it and is
     passed over meanwhile: n answers to one prompt, or many agents with one system prompt, prefill it once.
-No more sequences run than the budget has tokens, so each of them moves on in every step.
+A sequence whose media are not encoded yet is passed over like that too, and tokens that see each other both ways are
+prefilled in one step. No more sequences run than the budget has tokens, so each of them moves on in every step.
 """
 
 from __future__ import annotations
 
 import bisect
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from autoglm.engine.block_manager import BlockManager
@@ -41,7 +43,15 @@ class Scheduled:
 class Scheduler:
     """The line of waiting sequences and the set of running ones, both in order of arrival."""
 
-    def __init__(self, block_manager: BlockManager, *, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+    def __init__(
+        self,
+        block_manager: BlockManager,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        is_encoded: Callable[[Sequence], bool] = lambda sequence: True,
+    ) -> None:
+        """is_encoded: whether a waiting sequence has the embeddings it needs; it asks for them if not."""
         self.block_manager = block_manager
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_num_running = min(max_num_seqs, max_num_batched_tokens)
@@ -49,6 +59,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.num_preemptions = 0
         self._num_arrived = 0
+        self._is_encoded = is_encoded
         self._refused: tuple[Sequence, int, int] | None = None
 
     def has_work(self) -> bool:
@@ -116,6 +127,8 @@ class Scheduler:
             unserved = len(prefilling) - served  # each keeps a token of the budget
             others_wait = unserved > 0 or (bool(self.waiting) and len(self.running) < self.max_num_running)
             chunk = self._chunk(sequence, budget - unserved, leave_share=first is None and others_wait)
+            if not chunk:  # its next tokens see each other both ways and have no room in this step
+                continue
             item = Scheduled(sequence, chunk)
             first = first or item
             scheduled.append(item)
@@ -125,7 +138,7 @@ class Scheduler:
             if len(self.running) >= self.max_num_running:
                 break
             sequence = self.waiting[index]
-            if self._is_being_computed(sequence, prefilling):
+            if self._is_being_computed(sequence, prefilling) or not self._is_encoded(sequence):
                 index += 1
                 continue
             if not self._can_admit(sequence):
@@ -134,20 +147,31 @@ class Scheduler:
             self._admit(sequence)
             prefilling.append(sequence)
             others_wait = bool(self.waiting) and len(self.running) < self.max_num_running
-            item = Scheduled(sequence, self._chunk(sequence, budget, leave_share=first is None and others_wait))
+            chunk = self._chunk(sequence, budget, leave_share=first is None and others_wait)
+            if not chunk:
+                continue
+            item = Scheduled(sequence, chunk)
             first = first or item
             scheduled.append(item)
-            budget -= item.num_scheduled_tokens
+            budget -= chunk
         if first is not None and budget > 0:  # nobody took the share: the oldest goes on with it
-            first.num_scheduled_tokens = min(first.sequence.num_pending_tokens, first.num_scheduled_tokens + budget)
+            first.num_scheduled_tokens = self._chunk(
+                first.sequence, first.num_scheduled_tokens + budget, leave_share=False
+            )
 
     def _chunk(self, sequence: Sequence, room: int, *, leave_share: bool) -> int:
         """Tokens of a prefill to run now."""
         if sequence.num_pending_tokens <= room:
             return sequence.num_pending_tokens
+        shares = [room]
         if leave_share:
-            room -= min(self.max_num_batched_tokens // LATER_PROMPTS_SHARE, room - 1)
-        return min(sequence.num_pending_tokens, room)
+            shares.insert(0, room - min(self.max_num_batched_tokens // LATER_PROMPTS_SHARE, room - 1))
+        start, media = sequence.num_computed_tokens, sequence.media
+        for share in shares:
+            count = share if media is None else media.whole_spans(start, start + share) - start
+            if count:
+                return count
+        return 0
 
     def _is_being_computed(self, sequence: Sequence, prefilling: list[Sequence]) -> bool:
         """Whether another prefill will soon put the next block this one lacks into the prefix cache."""

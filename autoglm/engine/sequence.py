@@ -14,6 +14,7 @@ from autoglm.engine.sampling import SamplerState, SamplingParams, TokenLogprob
 from autoglm.engine.stop_strings import StopStrings
 from autoglm.engine.thinking import ThinkingControl, ThoughtTracker
 from autoglm.errors import RequestError
+from autoglm.media.prompt_media import PromptMedia
 
 __all__ = ["Sequence", "SequenceOutput", "SequenceState", "TextStream", "ThinkingControl", "TokenConstraint"]
 
@@ -84,6 +85,7 @@ class Sequence:
     request_id   unique among the engine's sequences
     cache_salt   sequences share cached blocks only with those of the same salt
     arrival_s    time.monotonic() when the request came in; None: now
+    media        pictures and sounds among the prompt's tokens; None: it is all text
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Sequence:
         constraint: TokenConstraint | None = None,
         cache_salt: bytes = b"",
         arrival_s: float | None = None,
+        media: PromptMedia | None = None,
     ) -> None:
         if not prompt_token_ids:
             raise RequestError("the prompt has no tokens; send at least one", param="messages")
@@ -104,6 +107,7 @@ class Sequence:
         self.thinking = thinking
         self.constraint = constraint
         self.cache_salt = cache_salt
+        self.media = media
         self.arrival_s = time.monotonic() if arrival_s is None else arrival_s
 
         self.token_ids = list(prompt_token_ids)

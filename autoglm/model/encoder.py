@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoglm.kernels import KvCache, Program
+from autoglm.media.prompt_media import Encoding
 
 KEYS_IN_A_BLOCK = 16
-# An encoder gives way to others between slices: `yield` after about so many seconds of work.
-Slices = Generator[None, None, NDArray[np.float32]]
 
 
 def key_value_room(num_rows: int, num_heads: int, head_dim: int) -> KvCache:
@@ -45,7 +44,7 @@ def run_slices(program: Program, slice_s: float = math.inf) -> Generator[None, N
         yield
 
 
-def finish(slices: Slices) -> NDArray[np.float32]:
+def finish(slices: Encoding) -> NDArray[np.float32]:
     """Run slices without a pause; their result."""
     while True:
         try:

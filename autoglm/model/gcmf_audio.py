@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from autoglm.errors import FormatError
 from autoglm.formats.gguf import GGUFFile
+from autoglm.media.prompt_media import Encoding
 from autoglm.model.layers import (
     Convolution,
     LayerNorm,
@@ -214,8 +215,8 @@ class GcmfAudio:
             read_layer_norm(reader, name + "ln2", config.hidden_size, config.layer_norm_eps),
         )
 
-    def encode(self, mel: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Log-mel f32 [T, mels] -> tokens f32 [T / 4, text]."""
+    def encode(self, mel: NDArray[np.float32]) -> Encoding:
+        """Log-mel f32 [T, mels] -> tokens f32 [T / 4, text]. A generator: it gives way after every block."""
         x = mel
         if self.config.stem_residuals:
             for index, convolution in enumerate(self._stem):
@@ -227,4 +228,5 @@ class GcmfAudio:
             x = self._subsampled(x.transpose(0, 2, 1).reshape(len(x), -1))  # flattened channel, bin
         for block in self._blocks:
             x = block(x)
+            yield
         return self._projector(x)

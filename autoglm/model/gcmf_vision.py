@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from autoglm.errors import FormatError
 from autoglm.formats.gguf import GGUFFile
 from autoglm.kernels import Program
-from autoglm.model.encoder import Slices, key_value_room, resampled, run_slices, start_whole
+from autoglm.media.prompt_media import Encoding
+from autoglm.model.encoder import key_value_room, resampled, run_slices, start_whole
 from autoglm.model.layers import (
     Convolution,
     LayerNorm,
@@ -150,7 +151,7 @@ class GcmfVision:
             down=read_linear(reader, name + "ffn_down", width, mlp),
         )
 
-    def encode(self, pixels: NDArray[np.float32], slice_s: float = math.inf) -> Slices:
+    def encode(self, pixels: NDArray[np.float32], slice_s: float = math.inf) -> Encoding:
         """Pixels f32 [3, H, W] in -1..1, sides multiples of 32 (patch * merge) -> tokens f32 [H/32 * W/32, text].
 
         A generator: it gives way after every slice_s seconds and returns the tokens.

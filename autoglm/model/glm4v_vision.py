@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from autoglm.errors import FormatError
 from autoglm.formats.gguf import GGUFFile
 from autoglm.kernels import Matrix, Program, Runtime
-from autoglm.model.encoder import Slices, key_value_room, resampled, run_slices, start_whole
+from autoglm.media.prompt_media import Encoding
+from autoglm.model.encoder import key_value_room, resampled, run_slices, start_whole
 from autoglm.model.layers import float_matrix
 from autoglm.model.loader import Vector, WeightReader, check_sizes
 
@@ -123,7 +124,7 @@ class Glm4vVision:
         self._gate, self._up = (reader.matrix(f"mm.{part}.weight", config.merger_size, text) for part in ("gate", "up"))
         self._down = reader.matrix("mm.down.weight", text, config.merger_size)
 
-    def encode(self, patches: NDArray[np.float32], rows: int, columns: int, slice_s: float = math.inf) -> Slices:
+    def encode(self, patches: NDArray[np.float32], rows: int, columns: int, slice_s: float = math.inf) -> Encoding:
         """Patches f32 [rows * columns, 3 * size^2] in 2 x 2 block order -> a quarter as many tokens [n, text].
 
         A generator: it gives way after every slice_s seconds and returns the tokens.

@@ -1,0 +1,94 @@
+"""Encodes the media of waiting prompts, one job after another in slices, and remembers what it made."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+
+from autoglm.media.prompt_media import Embeddings, Encoding, MediaJob
+
+logger = logging.getLogger(__name__)
+
+
+class EncoderQueue:
+    """The line of jobs, and a memory of embeddings within a budget of bytes.
+
+    num_encoded  jobs done since start; num_remembered: asked for and found
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.num_encoded = 0
+        self.num_remembered = 0
+        self._memory: OrderedDict[bytes, Embeddings] = OrderedDict()
+        self._num_bytes = 0
+        self._waiting: deque[MediaJob] = deque()
+        self._asked: set[bytes] = set()
+        self._errors: OrderedDict[bytes, Exception] = OrderedDict()
+        self._current: tuple[MediaJob, Encoding] | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of embeddings remembered."""
+        return self._num_bytes
+
+    def has_work(self) -> bool:
+        return self._current is not None or bool(self._waiting)
+
+    def get(self, job: MediaJob) -> Embeddings | None:
+        """The embeddings of a job, or None and it is put in line. Raises what encoding it raised."""
+        error = self._errors.pop(job.key, None)
+        if error is not None:
+            raise error
+        found = self._memory.get(job.key)
+        if found is not None:
+            self._memory.move_to_end(job.key)
+            self.num_remembered += 1
+            return found
+        if job.key not in self._asked:
+            self._asked.add(job.key)
+            self._waiting.append(job)
+        return None
+
+    def forget(self, keys: Iterable[bytes]) -> None:
+        """Nobody waits for these any more: drop what was not begun, and stop what was."""
+        gone = set(keys)
+        self._waiting = deque(job for job in self._waiting if job.key not in gone)
+        if self._current is not None and self._current[0].key in gone:
+            self._current[1].close()
+            self._current = None
+        self._asked -= gone
+
+    def advance(self, slice_s: float) -> None:
+        """Work on the first job in line for about slice_s seconds."""
+        if self._current is None:
+            if not self._waiting:
+                return
+            job = self._waiting.popleft()
+            self._current = job, job.encode(slice_s)
+        job, encoding = self._current
+        try:
+            next(encoding)
+        except StopIteration as end:
+            self._finish(job)
+            self.num_encoded += 1
+            self._remember(job.key, end.value)
+        except Exception as error:
+            self._finish(job)
+            self._errors[job.key] = error
+            logger.error("encoding a medium failed with %s", type(error).__name__)
+            while len(self._errors) > 64:
+                self._errors.popitem(last=False)
+
+    def _finish(self, job: MediaJob) -> None:
+        self._current = None
+        self._asked.discard(job.key)
+
+    def _remember(self, key: bytes, embeddings: Embeddings) -> None:
+        # The newest stays whatever its size: somebody is about to fetch it.
+        self._memory[key] = embeddings
+        self._num_bytes += embeddings.nbytes
+        while self._num_bytes > self.max_bytes and len(self._memory) > 1:
+            _, old = self._memory.popitem(last=False)
+            self._num_bytes -= old.nbytes

@@ -1,0 +1,106 @@
+"""What a prompt holds besides text: spans of placeholder tokens, their positions, the work that makes their embeddings."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Embeddings = NDArray[np.float32]
+# Gives way between slices of work; its value is the embeddings.
+Encoding = Generator[None, None, Embeddings]
+
+
+@dataclass(frozen=True)
+class MediaSpan:
+    """Tokens start to end of a prompt that stand for one medium. sees_itself: its tokens see each other both ways."""
+
+    start: int
+    end: int
+    sees_itself: bool = False
+
+
+@dataclass(frozen=True)
+class MediaJob:
+    """What makes the embeddings of some spans.
+
+    key     32 bytes that stand for everything the embeddings depend on: equal keys, equal embeddings
+    spans   in order; the embeddings [sum of their lengths, width] follow each other alike
+    encode  begins the work; called with the seconds a slice may take
+    """
+
+    key: bytes
+    spans: tuple[MediaSpan, ...]
+    encode: Callable[[float], Encoding]
+
+
+class PromptMedia:
+    """The media of one prompt and where its tokens stand.
+
+    positions  i32 [3, prompt tokens]: time, height, width. Tokens of the answer go on from the last one
+    """
+
+    def __init__(self, jobs: Iterable[MediaJob], positions: NDArray[np.int32]) -> None:
+        self.jobs = tuple(jobs)
+        self.positions = positions
+        self.spans = tuple(sorted((span for job in self.jobs for span in job.spans), key=lambda span: span.start))
+        num_tokens = positions.shape[1]
+        ends = [0, *(span.end for span in self.spans)]
+        if any(span.start < end for span, end in zip(self.spans, ends, strict=False)) or ends[-1] > num_tokens:
+            raise ValueError("media spans overlap or leave the prompt")
+        self.answer_offset = int(positions[:, -1].max()) + 1 - num_tokens
+        self._ready: dict[bytes, Embeddings] = {}
+
+    @property
+    def longest_two_way_span(self) -> int:
+        return max((span.end - span.start for span in self.spans if span.sees_itself), default=0)
+
+    def identity(self, start: int, end: int) -> bytes:
+        """What the keys and values of tokens start to end depend on besides token ids; b"" for text before any medium.
+
+        Positions after a picture depend on its grid, which its key stands for.
+        """
+        touching = [job for job in self.jobs if any(span.start < end and span.end > start for span in job.spans)]
+        if not touching:
+            return b""
+        digest = hashlib.sha256()
+        for job in touching:
+            digest.update(job.key)
+            for span in job.spans:
+                digest.update(np.array([span.start - start, span.end - start], np.int64).tobytes())
+        return digest.digest()
+
+    def missing(self, num_computed: int) -> list[MediaJob]:
+        """Jobs whose embeddings are needed for tokens from num_computed on and are not here yet."""
+        return [job for job in self.jobs if job.key not in self._ready and job.spans[-1].end > num_computed]
+
+    def receive(self, key: bytes, embeddings: Embeddings) -> None:
+        """Hold the embeddings of a job until release."""
+        self._ready[key] = embeddings
+
+    def release(self) -> None:
+        """The prompt is computed: let go of the embeddings."""
+        self._ready.clear()
+
+    def rows(self, start: int, end: int) -> list[tuple[int, Embeddings]]:
+        """For tokens start to end: (first token, embeddings from there on), one pair a span they touch."""
+        found = []
+        for job in self.jobs:
+            row = 0
+            for span in job.spans:
+                first, last = max(start, span.start), min(end, span.end)
+                if first < last:
+                    begin = row + first - span.start
+                    found.append((first, self._ready[job.key][begin : begin + last - first]))
+                row += span.end - span.start
+        return found
+
+    def whole_spans(self, start: int, end: int) -> int:
+        """The largest end not above `end` at which tokens from start on may pause: never inside a two-way span."""
+        for span in self.spans:
+            if span.sees_itself and span.start < end < span.end:
+                return max(start, span.start)
+        return end

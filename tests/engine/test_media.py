@@ -1,0 +1,216 @@
+"""Media in the engine: answers do not depend on caches, chunks, slices or company; nothing is encoded twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from autoglm.config import EngineConfig
+from autoglm.engine.encoder_queue import EncoderQueue
+from autoglm.engine.engine import Engine
+from autoglm.engine.sampling import SamplingParams
+from autoglm.engine.sequence import Sequence, SequenceOutput
+from autoglm.errors import RequestError
+from autoglm.media.prompt_media import Encoding, MediaJob, MediaSpan, PromptMedia
+from tests.engine.fake_runner import FakeRunner, FakeTokenizer, default_pieces
+
+WIDTH, PLACEHOLDER = 4, 9
+
+
+class Encoder:
+    """Makes the embeddings of picture `seed` in a number of slices; counts what it began, finished and gave up."""
+
+    def __init__(self, slices: int = 3) -> None:
+        self.slices, self.begun, self.done, self.closed = slices, 0, 0, 0
+        self.fails = False
+
+    def encode(self, seed: int, count: int) -> Callable[[float], Encoding]:
+        def begin(slice_s: float) -> Encoding:
+            self.begun += 1
+            try:
+                for _ in range(self.slices):
+                    yield
+                if self.fails:
+                    raise ValueError("a picture that cannot be")
+            except GeneratorExit:
+                self.closed += 1
+                raise
+            self.done += 1
+            return np.random.default_rng(seed).standard_normal((count, WIDTH)).astype(np.float32)
+
+        return begin
+
+
+def prompt(
+    encoder: Encoder, seeds: list[int], *, before: int = 5, count: int = 40, after: int = 7, two_way: bool = True
+) -> tuple[list[int], PromptMedia]:
+    """`before` words, a picture of 1 x count tokens, again for every seed; then `after` words."""
+    ids: list[int] = []
+    jobs, columns, where = [], [], 0
+    for seed in seeds:
+        ids += [10 + i % 20 for i in range(before)]
+        columns += [(where + i,) * 3 for i in range(before)]
+        where += before
+        span = MediaSpan(len(ids), len(ids) + count, two_way)
+        jobs.append(MediaJob(seed.to_bytes(32, "little"), (span,), encoder.encode(seed, count)))
+        ids += [PLACEHOLDER] * count
+        columns += [(where, where, where + i) for i in range(count)]
+        where += count
+    ids += [30 + i % 20 for i in range(after)]
+    columns += [(where + i,) * 3 for i in range(after)]
+    return ids, PromptMedia(jobs, np.array(columns, np.int32).T.copy())
+
+
+def make_engine(**options: int) -> Engine:
+    num_blocks, budget = options.pop("num_blocks", 64), options.pop("budget", 512)
+    runner = FakeRunner(num_blocks=num_blocks, max_num_batched_tokens=budget)
+    runner.expects_text = False
+    config = EngineConfig(max_num_batched_tokens=budget, **options)  # type: ignore[arg-type]
+    return Engine(runner, FakeTokenizer(default_pieces()), config)
+
+
+def make_sequence(name: str, ids: list[int], media: PromptMedia | None, max_tokens: int = 12) -> Sequence:
+    return Sequence(name, ids, SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True), media=media)
+
+
+def run(engine: Engine, *sequences: Sequence) -> dict[str, list[SequenceOutput]]:
+    for sequence in sequences:
+        engine.add(sequence)
+    outputs: dict[str, list[SequenceOutput]] = {sequence.request_id: [] for sequence in sequences}
+    for _ in range(2000):
+        if not engine.has_work():
+            return outputs
+        for output in engine.step():
+            outputs[output.request_id].append(output)
+    raise AssertionError("the engine does not come to an end")
+
+
+def tokens_of(outputs: list[SequenceOutput]) -> list[int]:
+    return [token for output in outputs for token in output.token_ids]
+
+
+def answer(engine: Engine, seeds: list[int], *, two_way: bool = True, name: str = "one") -> list[int]:
+    ids, media = prompt(Encoder(), seeds, two_way=two_way)
+    return tokens_of(run(engine, make_sequence(name, ids, media))[name])
+
+
+@pytest.mark.parametrize("two_way", [True, False])
+def test_an_answer_does_not_depend_on_chunks(two_way: bool) -> None:
+    wanted = answer(make_engine(), [1, 2], two_way=two_way)
+    for budget in (57, 64, 90, 200):
+        assert answer(make_engine(budget=budget), [1, 2], two_way=two_way) == wanted
+
+
+def test_what_a_picture_shows_and_where_it_stands_matters() -> None:
+    answers = {tuple(answer(make_engine(), seeds)) for seeds in ([1, 2], [2, 1], [1, 1])}
+    assert len(answers) == 3
+
+
+def test_the_next_turn_encodes_and_computes_only_what_is_new() -> None:
+    """History of two pictures, then a third: one is encoded, and the answer equals a cold engine's."""
+    engine, encoder = make_engine(), Encoder()
+    first_ids, first_media = prompt(encoder, [1, 2], after=0)
+    run(engine, make_sequence("first", first_ids, first_media))
+    assert encoder.done == 2
+    ids, media = prompt(encoder, [1, 2, 3])
+    outputs = run(engine, make_sequence("second", ids, media))["second"]
+    assert encoder.done == 3
+    block = engine.block_manager.block_size
+    assert outputs[0].num_cached_tokens >= len(first_ids) // block * block - block
+    assert tokens_of(outputs) == answer(make_engine(), [1, 2, 3])
+
+
+def test_equal_ids_of_another_picture_share_nothing() -> None:
+    engine = make_engine()
+    answer(engine, [1], name="a")
+    hits = engine.stats().prefix_cache_hit_tokens
+    assert answer(engine, [2], name="b") == answer(make_engine(), [2])
+    assert engine.stats().prefix_cache_hit_tokens == hits
+
+
+def test_a_picture_is_remembered_when_its_blocks_are_not() -> None:
+    engine, encoder = make_engine(enable_prefix_caching=False), Encoder()
+    for name in "ab":
+        ids, media = prompt(encoder, [5])
+        run(engine, make_sequence(name, ids, media))
+    assert encoder.done == 1 and engine.encoders.num_remembered == 2
+
+
+def test_company_and_preemption_change_nothing() -> None:
+    """A pool too small for all: some are preempted and their media asked for again."""
+    encoder = Encoder()
+    wanted = {seed: answer(make_engine(), [seed]) for seed in range(1, 6)}
+    engine = make_engine(num_blocks=16, max_num_seqs=5)
+    sequences = []
+    for seed in wanted:
+        ids, media = prompt(encoder, [seed])
+        sequences.append(make_sequence(str(seed), ids, media))
+    outputs = run(engine, *sequences)
+    assert {seed: tokens_of(outputs[str(seed)]) for seed in wanted} == wanted
+    assert engine.stats().num_preemptions_total > 0
+
+
+def test_others_get_a_token_between_any_two_slices() -> None:
+    engine, encoder = make_engine(), Encoder(slices=30)
+    engine.add(make_sequence("talks", [11, 12, 13], None, max_tokens=200))
+    engine.step()
+    ids, media = prompt(encoder, [1])
+    engine.add(make_sequence("looks", ids, media))
+    steps = 0
+    while encoder.done == 0:
+        outputs = engine.step()
+        assert [output.request_id for output in outputs][:1] == ["talks"]
+        steps += 1
+    assert steps >= 30
+
+
+def test_a_picture_that_fails_ends_its_own_request_alone() -> None:
+    engine, encoder = make_engine(), Encoder()
+    encoder.fails = True
+    ids, media = prompt(encoder, [1])
+    outputs = run(engine, make_sequence("bad", ids, media), make_sequence("good", [11, 12], None))
+    assert [output.finish_reason for output in outputs["bad"]] == ["error"]
+    assert outputs["bad"][0].error == "internal error (ValueError) while making the answer"
+    assert outputs["good"][-1].finish_reason == "length"
+    assert engine.block_manager.num_used_blocks == 0
+
+
+def test_leaving_stops_the_encoder_unless_somebody_else_waits() -> None:
+    for others in (0, 1):
+        engine, encoder = make_engine(), Encoder(slices=50)
+        engine.add(make_sequence("talks", [11], None, max_tokens=400))
+        engine.step()
+        for name in ["leaves", "stays"][: 1 + others]:
+            ids, media = prompt(encoder, [1])
+            engine.add(make_sequence(name, ids, media))
+        engine.step()
+        engine.cancel("leaves")
+        assert encoder.closed == 1 - others
+        assert engine.encoders.has_work() == bool(others)
+
+
+def test_a_span_too_long_for_a_step_is_refused() -> None:
+    ids, media = prompt(Encoder(), [1], count=60)
+    with pytest.raises(RequestError, match="60 tokens must be read in one step, .* room for 44"):
+        make_engine(budget=60).add(make_sequence("long", ids, media))
+
+
+def test_memory_stays_within_its_budget() -> None:
+    encoder = Encoder(slices=0)
+    queue = EncoderQueue(max_bytes=3 * 40 * WIDTH * 4)
+    for seed in range(5):
+        _, media = prompt(encoder, [seed])
+        assert queue.get(media.jobs[0]) is None
+        queue.advance(1.0)
+    assert queue.num_bytes == queue.max_bytes
+    found = [queue.get(prompt(encoder, [seed])[1].jobs[0]) is not None for seed in range(5)]
+    assert found == [False, False, True, True, True]
+
+
+def test_spans_that_overlap_are_refused() -> None:
+    encoder = Encoder()
+    jobs = [MediaJob(bytes([i]) * 32, (MediaSpan(i, i + 4),), encoder.encode(i, 4)) for i in (2, 5)]
+    with pytest.raises(ValueError, match="overlap"):
+        PromptMedia(jobs, np.zeros((3, 20), np.int32))
