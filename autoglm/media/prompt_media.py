@@ -1,4 +1,4 @@
-"""What a prompt holds besides text: spans of placeholder tokens, their positions, the work that makes their embeddings."""
+"""What a prompt holds besides text: spans of placeholder tokens, their positions, the work behind their embeddings."""
 
 from __future__ import annotations
 

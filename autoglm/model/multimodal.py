@@ -1,4 +1,4 @@
-"""The mmproj beside a backbone: which encoders it holds, whether the two belong together, and prompts with media in them.
+"""The mmproj beside a backbone: its encoders, whether the two belong together, and prompts with media in them.
 
 A prompt comes with one placeholder token per picture and sound. Each is widened to the tokens its medium becomes, every
 token gets its three positions, and what must be encoded is handed to the engine as jobs:
@@ -360,7 +360,8 @@ def read_projector_type(gguf: GGUFFile) -> str:
     kind = gguf.get("clip.projector_type", str, "") or gguf.get("clip.vision.projector_type", str, "")
     if kind not in PROJECTOR_TYPES:
         raise FormatError(
-            f"{gguf.path}: projector type {kind[:40]!r} is not supported; this build runs {' and '.join(PROJECTOR_TYPES)}"
+            f"{gguf.path}: projector type {kind[:40]!r} is not supported; "
+            f"this build runs {' and '.join(PROJECTOR_TYPES)}"
         )
     return kind
 

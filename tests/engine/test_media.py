@@ -91,9 +91,11 @@ def tokens_of(outputs: list[SequenceOutput]) -> list[int]:
     return [token for output in outputs for token in output.token_ids]
 
 
-def answer(engine: Engine, seeds: list[int], *, two_way: bool = True, name: str = "one") -> list[int]:
+def answer(
+    engine: Engine, seeds: list[int], *, two_way: bool = True, name: str = "one", max_tokens: int = 12
+) -> list[int]:
     ids, media = prompt(Encoder(), seeds, two_way=two_way)
-    return tokens_of(run(engine, make_sequence(name, ids, media))[name])
+    return tokens_of(run(engine, make_sequence(name, ids, media, max_tokens))[name])
 
 
 @pytest.mark.parametrize("two_way", [True, False])
@@ -141,12 +143,12 @@ def test_a_picture_is_remembered_when_its_blocks_are_not() -> None:
 def test_company_and_preemption_change_nothing() -> None:
     """A pool too small for all: some are preempted and their media asked for again."""
     encoder = Encoder()
-    wanted = {seed: answer(make_engine(), [seed]) for seed in range(1, 6)}
+    wanted = {seed: answer(make_engine(), [seed], max_tokens=40) for seed in range(1, 6)}
     engine = make_engine(num_blocks=16, max_num_seqs=5)
     sequences = []
     for seed in wanted:
         ids, media = prompt(encoder, [seed])
-        sequences.append(make_sequence(str(seed), ids, media))
+        sequences.append(make_sequence(str(seed), ids, media, max_tokens=40))
     outputs = run(engine, *sequences)
     assert {seed: tokens_of(outputs[str(seed)]) for seed in wanted} == wanted
     assert engine.stats().num_preemptions_total > 0
