@@ -187,7 +187,8 @@ def test_leaving_stops_the_encoder_unless_somebody_else_waits() -> None:
         for name in ["leaves", "stays"][: 1 + others]:
             ids, media = prompt(encoder, [1])
             engine.add(make_sequence(name, ids, media))
-        engine.step()
+        engine.step()  # asks for the picture
+        engine.step()  # begins it
         engine.cancel("leaves")
         assert encoder.closed == 1 - others
         assert engine.encoders.has_work() == bool(others)
