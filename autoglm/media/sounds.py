@@ -78,9 +78,13 @@ class Sound:
 class _Bytes(io.BytesIO):
     """Bytes for libsndfile, whose callbacks must not raise: a seek out of a broken file's bounds stops at its edge."""
 
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._size = len(data)
+
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = (0, self.tell(), self.getbuffer().nbytes)[whence]
-        return super().seek(min(max(base + offset, 0), self.getbuffer().nbytes))
+        base = (0, self.tell(), self._size)[whence]
+        return super().seek(min(max(base + offset, 0), self._size))
 
 
 class _Forward(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types

@@ -199,7 +199,7 @@ def test_bombs_cost_milliseconds(name: str) -> None:
 
 @pytest.mark.parametrize("chunk", [b"zTXt", b"iTXt", b"iCCP"])
 def test_png_text_bombs_are_not_unpacked(chunk: bytes) -> None:
-    """Sixteen chunks of 1 MB of zeros each: Pillow would unpack them, here they are left out and the picture is read."""
+    """Sixteen chunks of 1 MB of zeros: Pillow would unpack them, here they are left out and the picture is read."""
     zeros = zlib.compress(bytes(1 << 20))
     body = b"x\0\x01\0\0\0" + zeros if chunk == b"iTXt" else b"x\0\0" + zeros
     data = png(4, 4, *[png_chunk(chunk, body)] * 16, pixels=bytes(4 * 13))
