@@ -35,6 +35,7 @@ _REFUSED_NETWORKS = tuple(
     ipaddress.ip_network(network)
     for network in (
         "168.63.129.16/32",  # a cloud's host agent, at a public address
+        "192.0.0.0/24",  # protocol assignments, of which older Pythons know a few
         "192.88.99.0/24",  # 6to4 relays
         "2001::/23",  # protocol assignments, Teredo in them
         "2002::/16",  # 6to4
