@@ -16,7 +16,7 @@ from torch import Tensor
 
 from autoglm.errors import ConfigError
 from autoglm.train import dataset
-from autoglm.train.actions import Tap, parse_action
+from autoglm.actions import Tap, parse_action
 from autoglm.train.dataset import (
     CLEAN_SNR,
     PATCH_SHARE,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from autoglm.errors import FormatError
-from autoglm.train.actions import Finish, LongPress, Tap, format_action, parse_action
+from autoglm.actions import Finish, LongPress, Tap, format_action, parse_action
 from autoglm.train.evaluate import (
     COUNTS,
     ROWS,
