@@ -246,7 +246,9 @@ def parse_action(text: str) -> Action:
         names = ", ".join(dict.fromkeys(form.name for form in FORMS if form.name is not None))
         raise FormatError(f"an action is of an unknown kind, expected one of {names}")
     form = next((f for f in forms if {keyword for keyword, _ in f.arguments} == set(arguments)), forms[0])
-    values = [value for keyword, shape in form.arguments for value in _read(arguments.pop(keyword, None), keyword, shape)]
+    values = [
+        value for keyword, shape in form.arguments for value in _read(arguments.pop(keyword, None), keyword, shape)
+    ]
     if arguments:
         raise FormatError(f"{name or 'finish'} has an argument that it does not take")
     return form.kind(*values)

@@ -139,7 +139,8 @@ def test_any_answer_is_an_action_or_a_format_error(text: str) -> None:
     "text, reason",
     [
         ("", "no action"), ("Tap", "no action"), ("do()", "action="), ("finish()", "message="),
-        ('do(action="Fly")', "unknown kind"), ('do(action="Tap")', "element="), ('do(action="Tap", element=[1])', "name="),
+        ('do(action="Fly")', "unknown kind"), ('do(action="Tap")', "element="),
+        ('do(action="Tap", element=[1])', "name="),
         ('do(action="Tap", element=[1,1000])', "0 to 999"), ('do(action="Tap", element=[-1,5])', "name="),
         ('do(action="Tap", element=[1,05])', "name="), ('do(action="Tap", element=[1,٥])', "name="),
         ('do(action="Tap", element=[1,2]', "no action"), ('do(action="Tap", element="1,2")', "element="),

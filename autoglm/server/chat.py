@@ -42,6 +42,7 @@ class ChatChoice:
         self._mode = prompt.mode
         self._wants_logprobs = bool(request.logprobs)
         self._tokenizer = tokenizer
+        has_tools = bool(request.tools) and request.tool_choice != "none"
         self._parser = OutputParser(
             prompt.mode,
             starts_in_thought=prompt.starts_in_thought,
@@ -51,7 +52,6 @@ class ChatChoice:
         # The prompt ends in the opening tag; a client that reads only content gets a whole pair.
         self._lead = OPEN_TAG if prompt.starts_in_thought and prompt.mode == "inline" else ""
         self._constraint = prompt.constraints[index]
-        has_tools = bool(request.tools) and request.tool_choice != "none"
         is_json = self._constraint is not None and not has_tools
         self._json_start = _JsonStart(prompt.starts_in_thought) if is_json else None
         is_action = isinstance(self._constraint, ActionConstraint)

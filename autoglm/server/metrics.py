@@ -24,7 +24,7 @@ ENGINE_GAUGES = {
     "kv_blocks_cached": ("kv_blocks_cached", "KV blocks kept for reuse only"),
 }
 ENGINE_COUNTERS = {
-    "num_prefill_tokens_total": ("prefill_tokens", "Tokens computed in chunks: prompts, those computed again, forced runs"),
+    "num_prefill_tokens_total": ("prefill_tokens", "Tokens computed in chunks: prompts, anew too, and forced runs"),
     "num_generation_tokens_total": ("decode_tokens", "Tokens generated"),
     "num_forced_tokens_total": ("forced_tokens", "Tokens generated without being sampled: no other could follow"),
     "prefix_cache_query_tokens": ("prefix_cache_query_tokens", "Prompt tokens looked up in the prefix cache"),

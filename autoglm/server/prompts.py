@@ -212,9 +212,7 @@ def _wants_action(service: Service, request: ChatRequest) -> bool:
     if chosen is None:
         return service.settings.actions and not request.tools
     if chosen.type == "autoglm_action" and has_tools:
-        raise RequestError(
-            "tools: cannot go with response_format autoglm_action; leave one of them out", param="tools"
-        )
+        raise RequestError("tools: cannot go with response_format autoglm_action; leave one of them out", param="tools")
     return chosen.type == "autoglm_action"
 
 

@@ -77,8 +77,8 @@ def test_every_action_may_be_written(
     [
         'do(action="Tap", element=[1,1000])', 'do(action="Tap", element=[1,01])', 'do(action="Tap", element=[1, 2])',
         'do(action="Fly")', 'do(action="Back") ', 'do(action="Back")</answer>', ' do(action="Back")',
-        'finish(message="a\nb")', 'finish(message="\\x41")', "do(action='Back')", 'do(action="Wait", duration="0 seconds")',
-        'finish(message="a', 'do(action="Back"', "", "hello",
+        'finish(message="a\nb")', 'finish(message="\\x41")', "do(action='Back')",
+        'do(action="Wait", duration="0 seconds")', 'finish(message="a', 'do(action="Back"', "", "hello",
     ],
 )  # fmt: skip
 def test_nothing_else_may_be_written(grammars: GrammarFactory, tokenizer: Tokenizer, text: str) -> None:

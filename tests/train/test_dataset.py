@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from autoglm.actions import Tap, parse_action
 from autoglm.errors import ConfigError
 from autoglm.train import dataset
-from autoglm.actions import Tap, parse_action
 from autoglm.train.dataset import (
     CLEAN_SNR,
     PATCH_SHARE,
