@@ -100,8 +100,8 @@ async def test_max_tokens_that_hold_no_action_are_refused_and_the_number_named_i
     )
     for thinking in ({}, {"enable_thinking": True}):
         reply = await ask(served, response_format=ACTION, max_tokens=least, **thinking)
-        assert parse_action(reply["choices"][0]["message"]["content"]) == Wait(1)
-        assert reply["choices"][0]["finish_reason"] == "length" and reply["usage"]["completion_tokens"] <= least
+        assert isinstance(parse_action(reply["choices"][0]["message"]["content"]), Wait | Back)
+        assert reply["usage"]["completion_tokens"] <= least
 
 
 async def test_a_thought_cut_by_max_tokens_is_followed_by_an_action(serve: ServeFunction) -> None:
