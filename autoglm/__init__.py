@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from autoglm.actions import Action, format_action, parse_action
     from autoglm.engine.engine import Engine
     from autoglm.engine.sampling import SamplingParams
 
 __version__ = "0.1.0"
-__all__ = ["Engine", "SamplingParams", "__version__"]
+__all__ = ["Action", "Engine", "SamplingParams", "__version__", "format_action", "parse_action"]
 
 
 def __getattr__(name: str) -> object:
@@ -22,4 +23,8 @@ def __getattr__(name: str) -> object:
         from autoglm.engine.sampling import SamplingParams
 
         return SamplingParams
+    if name in ("Action", "format_action", "parse_action"):
+        from autoglm import actions
+
+        return getattr(actions, name)
     raise AttributeError(f"module 'autoglm' has no attribute {name!r}")

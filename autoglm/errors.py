@@ -22,7 +22,7 @@ class ConfigError(AutoglmError):
 
 
 class FormatError(AutoglmError):
-    """A model file that is damaged, hostile or of a kind this build cannot run."""
+    """A model file that is damaged, hostile or of a kind this build cannot run; an answer that is no action."""
 
     exit_code = 3
 

@@ -24,7 +24,7 @@ LEVELS = {
     for level, names in enumerate(
         [
             ["errors", "whole_file"],
-            ["config"],
+            ["config", "actions"],
             ["kernels"],
             ["formats"],
             ["chat", "media"],

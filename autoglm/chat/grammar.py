@@ -1,4 +1,4 @@
-"""JSON schemas and tool choices -> constraints over tokens, through llguidance.
+"""JSON schemas, tool choices and the action language -> constraints over tokens, through llguidance.
 
 A constraint is asked for a bitmask before every token and told every token; the engine applies it
 only outside a thought. Masks take well under a millisecond at a vocabulary of 151,552 (measured
@@ -20,11 +20,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import llguidance
-import numpy as np
-from numpy.typing import NDArray
 
+from autoglm.chat.action_grammar import ActionConstraint, action_lark, min_action_tokens
+from autoglm.chat.constraint import GrammarConstraint
 from autoglm.chat.tokenizer import Tokenizer
-from autoglm.errors import EngineError, RequestError
+from autoglm.errors import RequestError
 
 MAX_SCHEMA_BYTES = 64 << 10
 MAX_ERROR_CHARS = 300
@@ -33,46 +33,6 @@ MAX_PARALLEL_CALLS = 16
 
 # Free white space lets a model pad its answer until max_tokens; this is room for any usual indentation.
 WHITESPACE_PATTERN = r"[ \n]{0,20}"
-
-
-class JsonConstraint:
-    """One sequence's place in a grammar. Made on a worker thread, used on the engine thread."""
-
-    def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int) -> None:
-        self.has_failed = False  # the grammar outgrew llguidance's limits: the client's schema is to blame
-        self._matcher = matcher
-        self._mask: NDArray[np.uint32] = np.zeros((vocab_size + 31) // 32, np.uint32)
-        self._is_mask_current = False
-
-    def allowed(self) -> NDArray[np.uint32]:
-        """uint32 [ceil(vocab / 32)], a bit per token that may come next; valid until the next call of accept.
-
-        Raises EngineError if the grammar outgrew llguidance's limits while it ran.
-        """
-        if not self._is_mask_current:
-            self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
-            self._check()
-            self._is_mask_current = True
-        return self._mask
-
-    def accept(self, token_id: int) -> None:
-        """Move on by one token; raises EngineError if it was not allowed."""
-        self._matcher.consume_token(token_id)
-        self._is_mask_current = False
-        self._check()
-
-    def is_stopped(self) -> bool:
-        """Whether the text is complete and nothing but an end token may follow."""
-        return bool(self._matcher.is_stopped())
-
-    def is_accepting(self) -> bool:
-        """Whether the text so far is a complete answer, even if it could go on."""
-        return bool(self._matcher.is_accepting())
-
-    def _check(self) -> None:
-        if self._matcher.is_error():
-            self.has_failed = True
-            raise EngineError("the answer's grammar became too complex to go on")
 
 
 class _VocabularyForLlguidance:
@@ -108,13 +68,25 @@ class GrammarFactory:
         self._compiled: OrderedDict[str, llguidance.LLMatcher] = OrderedDict()
         self._limits = llguidance.LLParserLimits(verbose_errors=False)
 
-    def json_object(self) -> JsonConstraint:
+    def action(self) -> ActionConstraint:
+        """One action of the AutoGLM language."""
+        with self._lock:
+            matcher = self._matcher(action_lark(), "response_format")
+            tokenize = self._llguidance_tokenizer().tokenize_bytes
+        return ActionConstraint(matcher, self._tokenizer.vocab_size, tokenize, self._tokenizer.token_bytes)
+
+    def min_action_tokens(self) -> int:
+        """Tokens an action needs at least, if it has to end early."""
+        with self._lock:
+            return min_action_tokens(self._llguidance_tokenizer().tokenize_bytes)
+
+    def json_object(self) -> GrammarConstraint:
         """Any one JSON object."""
         return self.json_schema({"type": "object"}, param="response_format")
 
     def json_schema(
         self, schema: Mapping[str, Any] | bool, *, param: str = "response_format.json_schema.schema"
-    ) -> JsonConstraint:
+    ) -> GrammarConstraint:
         """JSON that the schema allows.
 
         Raises RequestError, with `param` as the field, for a schema that is invalid, cannot be met, uses
@@ -129,7 +101,7 @@ class GrammarFactory:
         *,
         parallel: bool = True,
         answer_schema: Mapping[str, Any] | bool | None = None,
-    ) -> JsonConstraint:
+    ) -> GrammarConstraint:
         """Calls of the given tools, one or more.
 
         tools          OpenAI's form: {"type": "function", "function": {"name", "parameters", ...}}
@@ -165,26 +137,36 @@ class GrammarFactory:
             param = f"tools[{i}].function.parameters"
             self.json_schema(_parameters(function), param=param)
 
-    def _constraint(self, lark: str, param: str) -> JsonConstraint:
+    def _constraint(self, lark: str, param: str) -> GrammarConstraint:
         with self._lock:
-            matcher = self._compiled.get(lark)
-            if matcher is None:
-                matcher = self._compile(lark, param)
-                self._compiled[lark] = matcher
-                if len(self._compiled) > MAX_KEPT_GRAMMARS:
-                    self._compiled.popitem(last=False)
-            self._compiled.move_to_end(lark)
-            return JsonConstraint(matcher.deep_copy(), self._tokenizer.vocab_size)
+            return GrammarConstraint(self._matcher(lark, param), self._tokenizer.vocab_size)
 
-    def _compile(self, lark: str, param: str) -> llguidance.LLMatcher:
+    def _matcher(self, lark: str, param: str) -> llguidance.LLMatcher:
+        """A matcher of its own at the start of the grammar. The caller holds the lock."""
+        matcher = self._compiled.get(lark)
+        if matcher is None:
+            matcher = self._compile(lark, param)
+            self._compiled[lark] = matcher
+            if len(self._compiled) > MAX_KEPT_GRAMMARS:
+                self._compiled.popitem(last=False)
+        self._compiled.move_to_end(lark)
+        return matcher.deep_copy()
+
+    def _llguidance_tokenizer(self) -> llguidance.LLTokenizer:
         if self._ll_tokenizer is None:
             self._ll_tokenizer = llguidance.LLTokenizer(
                 _VocabularyForLlguidance(self._tokenizer),  # type: ignore[arg-type]
                 n_vocab=self._tokenizer.vocab_size,
                 eos_token=sorted(self._tokenizer.eos_token_ids) or None,
             )
+        return self._ll_tokenizer
+
+    def _compile(self, lark: str, param: str) -> llguidance.LLMatcher:
         matcher = llguidance.LLMatcher(
-            self._ll_tokenizer, llguidance.LLMatcher.grammar_from_lark(lark), log_level=0, limits=self._limits
+            self._llguidance_tokenizer(),
+            llguidance.LLMatcher.grammar_from_lark(lark),
+            log_level=0,
+            limits=self._limits,
         )
         if not matcher.is_error():
             # Some schemas, such as one that is nothing but a reference to itself, fail on first use only.

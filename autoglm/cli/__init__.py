@@ -98,6 +98,9 @@ def _serve(
     allowed_host: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Further name clients reach the server by; repeatable.")
     ] = None,
+    actions: Annotated[
+        bool, typer.Option("--actions", help="Answer in AutoGLM actions where a request names no format and no tools.")
+    ] = False,
     ctx_size: CtxSize = None,
     threads: Threads = None,
     parallel: Parallel = EngineConfig.max_num_seqs,
@@ -140,6 +143,7 @@ def _serve(
             mmproj=mmproj,
             allowed_origins=tuple(allowed_origin or ()),
             allowed_hosts=tuple(allowed_host or ()),
+            actions=actions,
         ),
     )
 

@@ -29,12 +29,15 @@ class ServeOptions:
     mmproj: Path | None = None
     allowed_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
+    actions: bool = False
 
 
 def serve(model: ModelOptions, options: ServeOptions) -> None:
     """Serve until a signal ends it. Everything that can be refused is refused before the model is read."""
     _check(model, options)
-    settings = ServerSettings(allowed_origins=options.allowed_origins, allowed_hosts=options.allowed_hosts)
+    settings = ServerSettings(
+        allowed_origins=options.allowed_origins, allowed_hosts=options.allowed_hosts, actions=options.actions
+    )
     model_id, _ = served_names(model)
     logger.info(f"Starting {model_id} server...")
     # Held from now on, so that no other program takes the port while the model loads.

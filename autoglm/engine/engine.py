@@ -80,6 +80,7 @@ class EngineStats:
     num_prefill_tokens_total: int
     num_generation_tokens_total: int
     num_reasoning_tokens_total: int
+    num_forced_tokens_total: int  # written without being sampled: a thought's close, what a grammar left no choice in
     num_steps_total: int
     num_requests_total: int
     num_finished_total: dict[str, int]  # by finish reason, "cancelled" too
@@ -96,6 +97,7 @@ class _Counters:
     prefill_tokens: int = 0
     generation_tokens: int = 0
     reasoning_tokens: int = 0
+    forced_tokens: int = 0
     steps: int = 0
     requests: int = 0
     runner_s: float = 0.0
@@ -245,6 +247,7 @@ class Engine:
             num_prefill_tokens_total=counters.prefill_tokens,
             num_generation_tokens_total=counters.generation_tokens,
             num_reasoning_tokens_total=counters.reasoning_tokens,
+            num_forced_tokens_total=counters.forced_tokens,
             num_steps_total=counters.steps,
             num_requests_total=counters.requests,
             num_finished_total=dict(self._finished),
@@ -358,32 +361,47 @@ class Engine:
         return output
 
     def _choose_tokens(self, sequence: Sequence, logits: NDArray[np.float32], output: SequenceOutput) -> None:
-        forced: SequenceABC[int] = sequence.tokens_to_force()
+        # Later on, what was to be forced here was written at the end of the step before.
+        forced = () if sequence.num_output_tokens else sequence.tokens_to_force()
         if not forced:
             sampled = self._sampler.sample(logits[: self._num_known_ids], sequence)
-            token_id = sampled.token_id
-            if token_id in self._eos and sequence.must_close_thought:
-                forced = sequence.thought.rest_of_close() if sequence.thought is not None else ()
-            else:
+            forced = self._instead_of(sequence, sampled.token_id)
+            if not forced:
                 if output.logprobs is not None and sampled.logprob is not None:
-                    output.logprobs.append(TokenLogprob(token_id, sampled.logprob, sampled.top))
-                was_in_thought = sequence.is_in_thought
-                self._accept(sequence, token_id, output)
-                constraint = sequence.constraint
-                has_stopped = sequence.finish_reason == "stop"
-                if constraint is not None and not (has_stopped or was_in_thought or sequence.is_in_thought):
-                    constraint.accept(token_id)
-                    if constraint.is_stopped():
-                        sequence.finish_reason = "stop"
-                forced = sequence.tokens_to_force()
-        for token_id in forced:
-            if sequence.finish_reason is not None:
-                break
-            if output.logprobs is not None:
-                output.logprobs.append(TokenLogprob(token_id, 0.0, []))
-            self._accept(sequence, token_id, output)
+                    output.logprobs.append(TokenLogprob(sampled.token_id, sampled.logprob, sampled.top))
+                self._write(sequence, sampled.token_id, output)
+                forced = sequence.tokens_to_force() if sequence.finish_reason is None else ()
+        while forced:
+            for token_id in forced:
+                if output.logprobs is not None:
+                    output.logprobs.append(TokenLogprob(token_id, 0.0, []))
+                self._write(sequence, token_id, output)
+                sequence.num_forced_tokens += 1
+                if sequence.finish_reason is not None:
+                    break
+            forced = sequence.tokens_to_force() if sequence.finish_reason is None else ()
         if sequence.finish_reason is not None and sequence.stop_strings.found is None:
             self._flush_text(sequence, output)
+
+    def _instead_of(self, sequence: Sequence, token_id: int) -> SequenceABC[int]:
+        """What must be written in place of a sampled token, if anything."""
+        if token_id in self._eos and sequence.must_close_thought:
+            assert sequence.thought is not None
+            return sequence.thought.rest_of_close()
+        closing = sequence.tokens_instead_of(token_id)
+        sequence.is_cut = sequence.is_cut or bool(closing)
+        return closing
+
+    def _write(self, sequence: Sequence, token_id: int, output: SequenceOutput) -> None:
+        """Add one token, and tell the grammar of it where it belongs to the answer proper."""
+        was_in_thought = sequence.is_in_thought
+        self._accept(sequence, token_id, output)
+        constraint = sequence.constraint
+        if constraint is None or was_in_thought or sequence.is_in_thought or sequence.finish_reason == "stop":
+            return
+        constraint.accept(token_id)
+        if constraint.is_stopped():
+            sequence.finish_reason = "length" if sequence.is_cut else "stop"
 
     def _accept(self, sequence: Sequence, token_id: int, output: SequenceOutput) -> None:
         """Add one token to answer and text, and see whether the answer ends with it."""
@@ -439,6 +457,7 @@ class Engine:
         self._finished[sequence.finish_reason] += 1
         counters = self._counters
         counters.reasoning_tokens += sequence.num_reasoning_tokens
+        counters.forced_tokens += sequence.num_forced_tokens
         counters.mean_service_s += 0.1 * (now_s - (sequence.scheduled_s or now_s) - counters.mean_service_s)
 
     def _fail_batch(self, scheduled: list[Scheduled], error: Exception) -> list[SequenceOutput]:
@@ -466,6 +485,7 @@ def _timings(sequence: Sequence, now_s: float) -> dict[str, float]:
         "prefill_ms": max(0.0, first_s - scheduled_s) * 1e3,
         "decode_ms": max(0.0, now_s - first_s) * 1e3,
         "preemptions": float(sequence.num_preemptions),
+        "forced_tokens": float(sequence.num_forced_tokens),
     }
 
 

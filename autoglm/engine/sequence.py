@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence as SequenceABC
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal, Protocol
@@ -22,13 +23,20 @@ FinishReason = Literal["stop", "length", "error"]
 
 
 class TokenConstraint(Protocol):
-    """A grammar over tokens. The engine asks it only outside a thought and tells it only what was sampled there."""
+    """A grammar over tokens. The engine asks it only outside a thought and tells it only what was written there."""
 
     def allowed(self) -> NDArray[np.uint32] | None:
         """uint32 [ceil(vocab / 32)], bit i % 32 of word i // 32 set where token i may come next; None: all may."""
 
+    def forced(self) -> SequenceABC[int]:
+        """The tokens that must come next, none where there is a choice; allowed() holds just the first of them."""
+
+    def closing(self, token_ids: SequenceABC[int], room: int) -> SequenceABC[int]:
+        """What to write instead of token_ids so that the answer is complete within room tokens; none where it can
+        still be completed after them, or where completing it is not this grammar's business."""
+
     def accept(self, token_id: int) -> None:
-        """Move on by one token that was allowed."""
+        """Move on by one token."""
 
     def is_stopped(self) -> bool:
         """Whether the text is complete and nothing may follow."""
@@ -61,7 +69,7 @@ class SequenceOutput:
     stop_reason           the stop string, or the id out of stop_token_ids, that ended it
     num_cached_tokens     prompt tokens that came out of the prefix cache
     num_reasoning_tokens  tokens written inside a thought so far, its tags not counted
-    timings               on the last output: queue_ms, prefill_ms, decode_ms, preemptions
+    timings               on the last output: queue_ms, prefill_ms, decode_ms, preemptions, forced_tokens
     error                 one sentence, with finish_reason "error"
     """
 
@@ -130,6 +138,8 @@ class Sequence:
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | int | None = None
         self.error: str | None = None
+        self.is_cut = False  # the grammar ended the answer early, for max_tokens
+        self.num_forced_tokens = 0  # written without being sampled
         self.num_preemptions = 0
         self.scheduled_s: float | None = None
         self.first_token_s: float | None = None
@@ -197,16 +207,37 @@ class Sequence:
         if self.constraint is None or self.is_in_thought:
             return None
         mask = self.constraint.allowed()
-        opening = self.thought.may_open_next if self.thought is not None and self.num_output_tokens == 0 else None
+        opening = self._thought_opening
         if mask is None or opening is None or opening // 32 >= mask.size:
             return mask
         widened: NDArray[np.uint32] = mask.copy()
         widened[opening // 32] |= np.uint32(1 << (opening % 32))
         return widened
 
-    def tokens_to_force(self) -> tuple[int, ...]:
-        """Tokens the thought budget demands next."""
-        return () if self.thought is None else self.thought.tokens_to_force(self.num_output_tokens)
+    def tokens_to_force(self) -> SequenceABC[int]:
+        """Tokens to write next without asking the model: the thought's close, or all the grammar leaves."""
+        if self.is_in_thought:
+            assert self.thought is not None
+            return self.thought.tokens_to_force(self.num_output_tokens)
+        if self.constraint is None or self._thought_opening is not None:
+            return ()
+        forced = self.constraint.forced()
+        return () if forced and self._closing(forced) else forced
+
+    def tokens_instead_of(self, token_id: int) -> SequenceABC[int]:
+        """Tokens to write in place of a sampled one, after which the grammar could not end within max_tokens."""
+        if self.constraint is None or self.is_in_thought or token_id == self._thought_opening:
+            return ()
+        return self._closing((token_id,))
+
+    def _closing(self, token_ids: SequenceABC[int]) -> SequenceABC[int]:
+        assert self.constraint is not None
+        return self.constraint.closing(token_ids, self.max_tokens - self.num_output_tokens)
+
+    @property
+    def _thought_opening(self) -> int | None:
+        """The tag that may open a thought in place of the constrained answer's first token."""
+        return self.thought.may_open_next if self.thought is not None and self.num_output_tokens == 0 else None
 
     def append_blocks(self, block_ids: list[int]) -> None:
         """Add blocks at the end of the table."""

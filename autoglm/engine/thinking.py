@@ -19,12 +19,14 @@ class ThinkingControl:
     open_ids           tokens of the opening tag
     close_ids          tokens of the closing tag, forced ones included in the answer
     starts_in_thought  the prompt ends inside an open thought
+    min_answer         answer tokens a budgeted thought leaves room for at least
     """
 
     budget: int | None
     open_ids: tuple[int, ...]
     close_ids: tuple[int, ...]
     starts_in_thought: bool = False
+    min_answer: int = MIN_ANSWER_TOKENS
 
     def __post_init__(self) -> None:
         if not self.close_ids or (not self.open_ids and not self.starts_in_thought):
@@ -50,8 +52,8 @@ class ThoughtTracker:
 
     @property
     def reserve(self) -> int:
-        """Answer tokens a budgeted thought must leave room for: a quarter of max_tokens, 16 to 256."""
-        return min(MAX_ANSWER_TOKENS, max(MIN_ANSWER_TOKENS, self._max_tokens // 4))
+        """Answer tokens a budgeted thought must leave room for: a quarter of max_tokens, min_answer (16) to 256."""
+        return max(self.control.min_answer, min(MAX_ANSWER_TOKENS, self._max_tokens // 4))
 
     @property
     def may_open_next(self) -> int | None:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from autoglm.chat.action_grammar import ANSWER_TAG, ActionConstraint
 from autoglm.chat.output_parser import Delta, OutputParser
 from autoglm.chat.tokenizer import Tokenizer
 from autoglm.engine.sampling import TokenLogprob
@@ -41,17 +42,20 @@ class ChatChoice:
         self._mode = prompt.mode
         self._wants_logprobs = bool(request.logprobs)
         self._tokenizer = tokenizer
+        has_tools = bool(request.tools) and request.tool_choice != "none"
         self._parser = OutputParser(
             prompt.mode,
             starts_in_thought=prompt.starts_in_thought,
-            tools=bool(request.tools) and request.tool_choice != "none",
+            tools=has_tools,
             thinking_off=prompt.is_thinking_off,
         )
         # The prompt ends in the opening tag; a client that reads only content gets a whole pair.
         self._lead = OPEN_TAG if prompt.starts_in_thought and prompt.mode == "inline" else ""
         self._constraint = prompt.constraints[index]
-        is_json = self._constraint is not None and not request.tools
+        is_json = self._constraint is not None and not has_tools
         self._json_start = _JsonStart(prompt.starts_in_thought) if is_json else None
+        is_action = isinstance(self._constraint, ActionConstraint)
+        self._action_start = _ActionStart() if is_action and prompt.mode != "inline" else None
 
     def push(self, output: SequenceOutput) -> list[dict[str, Any]]:
         """Take in one output of the engine; the deltas it makes. Raises EngineError if the engine gave up."""
@@ -63,6 +67,8 @@ class ChatChoice:
         rest = ""
         if self._json_start is not None:
             text, rest = self._json_start.split(text)
+        if self._action_start is not None:
+            rest = self._action_start.strip(rest)
         deltas = self._parser.push(text) if text else []
         if rest:
             deltas.append(Delta("content", rest))
@@ -155,6 +161,25 @@ class _JsonStart:
             return text[:end], text[end:]
         self._tail = seen[-len(CLOSE_TAG) :]
         return text, ""
+
+
+class _ActionStart:
+    """Takes the line breaks and the <answer> tag away that a model may write before its action."""
+
+    def __init__(self) -> None:
+        self._held: str | None = ""
+
+    def strip(self, text: str) -> str:
+        """The part of text that belongs to the action."""
+        if self._held is None:
+            return text
+        self._held = (self._held + text).lstrip()
+        if ANSWER_TAG.startswith(self._held):
+            return ""
+        action = self._held.removeprefix(ANSWER_TAG).lstrip()
+        if action:
+            self._held = None
+        return action
 
 
 @dataclass

@@ -24,8 +24,9 @@ ENGINE_GAUGES = {
     "kv_blocks_cached": ("kv_blocks_cached", "KV blocks kept for reuse only"),
 }
 ENGINE_COUNTERS = {
-    "num_prefill_tokens_total": ("prefill_tokens", "Prompt tokens computed, those computed again included"),
+    "num_prefill_tokens_total": ("prefill_tokens", "Tokens computed in chunks: prompts, anew too, and forced runs"),
     "num_generation_tokens_total": ("decode_tokens", "Tokens generated"),
+    "num_forced_tokens_total": ("forced_tokens", "Tokens generated without being sampled: no other could follow"),
     "prefix_cache_query_tokens": ("prefix_cache_query_tokens", "Prompt tokens looked up in the prefix cache"),
     "prefix_cache_hit_tokens": ("prefix_cache_hit_tokens", "Prompt tokens found in the prefix cache"),
     "num_preemptions_total": ("preemptions", "Sequences put out of the KV pool to be computed again"),

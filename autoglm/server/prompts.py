@@ -7,9 +7,10 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from autoglm.chat.grammar import JsonConstraint
+from autoglm.chat.action_grammar import MAX_END_BYTES, ActionConstraint
+from autoglm.chat.constraint import GrammarConstraint
 from autoglm.chat.tokenizer import Tokenizer
-from autoglm.engine.sequence import ThinkingControl
+from autoglm.engine.thinking import MIN_ANSWER_TOKENS, ThinkingControl
 from autoglm.errors import RequestError
 from autoglm.server.schemas import ChatRequest, Message, NamedTool, Tool
 from autoglm.server.service import Service
@@ -45,7 +46,7 @@ class ChatPrompt:
     token_ids: list[int]
     thinking: ThinkingControl | None
     banned_token_ids: frozenset[int]
-    constraints: list[JsonConstraint | None]
+    constraints: list[GrammarConstraint | None]
     starts_in_thought: bool
     is_thinking_off: bool
     mode: ReasoningMode
@@ -166,13 +167,18 @@ class _Tags:
 
 
 def set_thinking(
-    tokenizer: Tokenizer, token_ids: list[int], setting: ThinkingSetting, mode: ReasoningMode
+    tokenizer: Tokenizer,
+    token_ids: list[int],
+    setting: ThinkingSetting,
+    mode: ReasoningMode,
+    min_answer: int | None = None,
 ) -> tuple[ThinkingControl | None, frozenset[int], bool]:
     """Make the prompt's end obey the dial; returns control, banned ids and whether the answer starts in a thought.
 
     Templates may or may not know enable_thinking, so the end of the prompt is looked at instead:
     off closes (or writes an empty) thought, opens GLM's answer and bans both tags; on opens a thought.
-    A model without thinking tags of its own is left alone.
+    A model without thinking tags of its own is left alone. min_answer: an answer has to come, and may take so many
+    tokens.
     """
     tags = _Tags(tokenizer)
     if tags.open is None or tags.close is None:
@@ -191,14 +197,29 @@ def set_thinking(
         last = tags.open
     starts_in_thought = last == tags.open
     budget = setting.budget
-    if budget is None and mode != "inline":
+    if budget is None and (mode != "inline" or min_answer is not None):
         # With a budget, however large, the engine closes the thought in time for an answer before max_tokens.
         budget = MAX_BUDGET
-    return ThinkingControl(budget, open_ids, close_ids, starts_in_thought), frozenset(), starts_in_thought
+    control = ThinkingControl(
+        budget, open_ids, close_ids, starts_in_thought, MIN_ANSWER_TOKENS if min_answer is None else min_answer
+    )
+    return control, frozenset(), starts_in_thought
 
 
-def _constraint(service: Service, request: ChatRequest) -> JsonConstraint | None:
+def _wants_action(service: Service, request: ChatRequest) -> bool:
+    """Whether the answer is to be an action: by response_format, or by default where it and tools are left out."""
+    chosen, has_tools = request.response_format, bool(request.tools) and request.tool_choice != "none"
+    if chosen is None:
+        return service.settings.actions and not request.tools
+    if chosen.type == "autoglm_action" and has_tools:
+        raise RequestError("tools: cannot go with response_format autoglm_action; leave one of them out", param="tools")
+    return chosen.type == "autoglm_action"
+
+
+def _constraint(service: Service, request: ChatRequest) -> GrammarConstraint | None:
     """The grammar that response_format and tool_choice ask for together, if any."""
+    if _wants_action(service, request):
+        return service.grammars.action()
     chosen = request.response_format
     answer_schema: dict[str, Any] | bool | None = None
     if chosen is not None and chosen.type != "text":
@@ -218,6 +239,20 @@ def _constraint(service: Service, request: ChatRequest) -> JsonConstraint | None
     return service.grammars.json_schema(answer_schema)
 
 
+def _check_room(
+    service: Service, request: ChatRequest, num_prompt_tokens: int, thinking: ThinkingControl | None
+) -> None:
+    """Raise unless the shortest action fits, after a thought that is closed at once where one may be opened."""
+    needed = service.grammars.min_action_tokens()
+    if thinking is not None and thinking.budget != 0:
+        needed += len(thinking.open_ids) + len(thinking.close_ids)
+    field = "max_tokens" if request.max_tokens is not None else "max_completion_tokens"
+    given = getattr(request, field)
+    if given is not None and 0 < given < needed:
+        raise RequestError(f"{field}: is {given}, an action needs at least {needed} tokens here", param=field)
+    service.check_length(num_prompt_tokens, "messages", needed)
+
+
 def build_chat_prompt(service: Service, request: ChatRequest, setting: ThinkingSetting) -> ChatPrompt:
     """Everything a chat request needs before its sequences are made.
 
@@ -228,7 +263,8 @@ def build_chat_prompt(service: Service, request: ChatRequest, setting: ThinkingS
     if is_constrained and (request.stop or request.stop_token_ids or request.ignore_eos):
         field = "stop" if request.stop else "stop_token_ids" if request.stop_token_ids else "ignore_eos"
         raise RequestError(
-            f"{field}: cannot go with response_format or a required tool, it would cut the JSON short",
+            f"{field}: cannot go with response_format or a required tool, it would cut the answer short; leave it out"
+            + (', or send response_format {"type": "text"}' if request.response_format is None else ""),
             param=field,
             code="invalid_value",
         )
@@ -236,15 +272,21 @@ def build_chat_prompt(service: Service, request: ChatRequest, setting: ThinkingS
     if not setting.mode_is_chosen and setting.enabled is False:
         # The prompt then holds the opening tags already, so the closing ones must not stand in the answer.
         mode = "drop"
-    elif not setting.mode_is_chosen and is_constrained:
-        # Whoever asks for JSON parses the content, so a thought must not stand in it.
+    elif not setting.mode_is_chosen and is_constrained and (request.response_format or request.tools):
+        # Whoever asks for JSON or an action parses the content, so a thought must not stand in it. A client that
+        # asked for nothing gets the thought where it always was: Open-AutoGLM shows it and keeps it.
         mode = "split"
     tools = None if request.tool_choice == "none" else request.tools
     started_s = time.monotonic()
     token_ids, template_ms = render_chat(service, request.messages, tools, setting.enabled, _template_extra(request))
     tokenize_ms = (time.monotonic() - started_s) * 1e3 - template_ms
-    thinking, banned, starts_in_thought = set_thinking(service.tokenizer, token_ids, setting, mode)
+    is_action = isinstance(constraints[0], ActionConstraint)
+    thinking, banned, starts_in_thought = set_thinking(
+        service.tokenizer, token_ids, setting, mode, MAX_END_BYTES if is_action else None
+    )
     service.check_length(len(token_ids), "messages")
+    if is_action:
+        _check_room(service, request, len(token_ids), thinking)
     return ChatPrompt(
         token_ids=token_ids,
         thinking=thinking,

@@ -34,6 +34,7 @@ class Tally:
     cached_tokens: int = 0
     completion_tokens: int = 0
     reasoning_tokens: int = 0
+    forced_tokens: int = 0
     engine_ms: dict[str, float] = field(default_factory=lambda: {"queue_ms": 0.0, "prefill_ms": 0.0, "decode_ms": 0.0})
     _last_token_s: dict[str, float] = field(default_factory=dict)
 
@@ -55,6 +56,7 @@ class Tally:
         self.cached_tokens = max(self.cached_tokens, output.num_cached_tokens)
         self.completion_tokens += output.num_output_tokens
         self.reasoning_tokens += output.num_reasoning_tokens
+        self.forced_tokens += int(output.timings.get("forced_tokens", 0))
         for name in self.engine_ms:
             self.engine_ms[name] = max(self.engine_ms[name], output.timings.get(name, 0.0))
         self.metrics.finishes.labels(output.finish_reason).inc()
@@ -92,6 +94,7 @@ class Tally:
             "prompt_tokens": self.prompt_tokens,
             "cached_tokens": self.cached_tokens,
             "predicted_tokens": self.completion_tokens,
+            "forced_tokens": self.forced_tokens,
             "prefill_tokens_per_s": round(num_prefilled / prefill_ms * 1e3, 2) if prefill_ms > 0 else 0.0,
             "decode_tokens_per_s": round(self.completion_tokens / decode_ms * 1e3, 2) if decode_ms > 0 else 0.0,
         }

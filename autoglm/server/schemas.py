@@ -179,10 +179,10 @@ class JsonSchemaFormat(Body):
 
 
 class ResponseFormat(Body):
-    """text, any JSON object, or JSON of one schema."""
+    """text, any JSON object, JSON of one schema, or one action of the AutoGLM language."""
 
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False, populate_by_name=True)
-    type: Literal["text", "json_object", "json_schema"]
+    type: Literal["text", "json_object", "json_schema", "autoglm_action"]
     json_schema: JsonSchemaFormat | None = None
     schema_: dict[str, Any] | None = Field(default=None, alias="schema")
 

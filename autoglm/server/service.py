@@ -103,12 +103,13 @@ class Service:
                 param=param,
             )
 
-    def check_length(self, num_prompt_tokens: int, param: str) -> None:
-        """Raise ContextLengthError unless prompt and one token of answer fit."""
-        if num_prompt_tokens >= self.max_context:
+    def check_length(self, num_prompt_tokens: int, param: str, num_answer_tokens: int = 1) -> None:
+        """Raise ContextLengthError unless prompt and so many tokens of answer fit."""
+        if num_prompt_tokens + num_answer_tokens > self.max_context:
             raise ContextLengthError(
                 f"{param} came to {num_prompt_tokens} tokens; this server's context is {self.max_context} tokens, "
-                "of which the answer needs at least one (--ctx-size sets it)",
+                f"of which the answer needs at least {'one' if num_answer_tokens == 1 else num_answer_tokens} "
+                "(--ctx-size sets it)",
                 param=param,
             )
 

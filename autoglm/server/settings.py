@@ -16,6 +16,7 @@ class ServerSettings:
     keep_alive_s        an SSE comment is sent after so many seconds without a token
     drain_timeout_s     how long running requests may go on after SIGTERM
     allowed_origins     browser origins that may use the server ("*" = any); none by default
+    actions             answers are AutoGLM actions where a request names neither response_format nor tools
     allowed_hosts       extra Host names taken on a loopback address (see guard.py)
     """
 
@@ -25,6 +26,7 @@ class ServerSettings:
     drain_timeout_s: float = 60.0
     allowed_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
+    actions: bool = False
     metrics_prefix: str = "autoglm"
 
     def __post_init__(self) -> None:

@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
+from autoglm.actions import Action, Finish, Launch, LongPress, Tap, Type, parse_action
 from autoglm.errors import FormatError
-from autoglm.train.actions import Action, Finish, Launch, LongPress, Tap, Type, parse_action
 from autoglm.train.world import replies
 from autoglm.train.world.identity import is_identity_answer
 from autoglm.train.world.labels import LANGUAGES, Language

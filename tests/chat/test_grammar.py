@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autoglm.chat.grammar import GrammarFactory, JsonConstraint
+from autoglm.chat.constraint import GrammarConstraint
+from autoglm.chat.grammar import GrammarFactory
 from autoglm.chat.output_parser import OutputParser
 from autoglm.errors import RequestError
 
@@ -61,7 +62,7 @@ def factory(vocabulary: Vocabulary | None = None) -> GrammarFactory:
     return GrammarFactory(vocabulary or Vocabulary())  # type: ignore[arg-type]
 
 
-def walk(constraint: JsonConstraint, seed: int, limit: int = 2000) -> str | None:
+def walk(constraint: GrammarConstraint, seed: int, limit: int = 2000) -> str | None:
     """A random text the grammar allows; None if it did not end within limit tokens."""
     vocabulary, rng, text = Vocabulary(), np.random.default_rng(seed), b""
     for _ in range(limit):

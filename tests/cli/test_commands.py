@@ -8,13 +8,16 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
 from autoglm import __version__, cli
+from autoglm.cli import serve as serving
 from autoglm.cli.console import parameter_count, printable, size
 from autoglm.cli.loading import ModelOptions, parse_size, served_names
 from autoglm.errors import ConfigError
+from autoglm.server.settings import ServerSettings
 from tests.tiny_models import TinyModel
 
 
@@ -41,9 +44,19 @@ def test_serve_has_llama_servers_names(capfd: pytest.CaptureFixture[str]) -> Non
     for flag in (
         "-m, --model --mmproj --host --port -c, --ctx-size -t, --threads -np, --parallel --alias --api-key "
         "--chat-template-file -ctk, --cache-type-k -ctv, --cache-type-v --kv-blocks --kv-memory "
-        "--max-batched-tokens --queue --no-prefix-cache --log-level AUTOGLM_API_KEY"
+        "--actions --max-batched-tokens --queue --no-prefix-cache --log-level AUTOGLM_API_KEY"
     ).split():
         assert flag in out
+
+
+@pytest.mark.parametrize("flags, expected", [([], False), (["--actions"], True)])
+def test_serve_actions_reaches_the_server(monkeypatch: pytest.MonkeyPatch, flags: list[str], expected: bool) -> None:
+    seen: list[ServerSettings] = []
+    for name in ("find_model", "load_model", "describe", "EngineDriver", "run_server"):
+        monkeypatch.setattr(serving, name, MagicMock())
+    monkeypatch.setattr(serving, "create_app", lambda *_, settings, **__: seen.append(settings))
+    assert cli.main(["serve", "--port", "0", *flags]) == 0
+    assert [settings.actions for settings in seen] == [expected]
 
 
 def test_version_names_the_kernels(capfd: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence as SequenceABC
 
 import numpy as np
 import pytest
@@ -172,6 +173,12 @@ def test_failing_constraint_ends_one_sequence_and_tells_no_content(caplog: pytes
         def allowed(self) -> NDArray[np.uint32]:
             raise ValueError(words)
 
+        def forced(self) -> list[int]:
+            return []
+
+        def closing(self, token_ids: SequenceABC[int], room: int) -> list[int]:
+            return []
+
         def accept(self, token_id: int) -> None: ...
 
         def is_stopped(self) -> bool:
@@ -277,6 +284,12 @@ class Spell:
         words[self.left[0] // 32] = 1 << (self.left[0] % 32)
         return words
 
+    def forced(self) -> list[int]:
+        return []
+
+    def closing(self, token_ids: SequenceABC[int], room: int) -> list[int]:
+        return []
+
     def accept(self, token_id: int) -> None:
         assert token_id == self.left.pop(0), "told of a token that was not asked for"
 
@@ -323,7 +336,7 @@ def test_outputs_carry_counts_and_timings() -> None:
     answer = serve(engine, [make_sequence("b", prompt, max_tokens=5)])["b"]
     last = answer.last
     assert (last.num_prompt_tokens, last.num_cached_tokens, last.num_output_tokens) == (39, 32, 5)
-    assert set(last.timings) == {"queue_ms", "prefill_ms", "decode_ms", "preemptions"}
+    assert set(last.timings) == {"queue_ms", "prefill_ms", "decode_ms", "preemptions", "forced_tokens"}
     assert all(value >= 0 for value in last.timings.values()) and last.timings["decode_ms"] > 0
 
 

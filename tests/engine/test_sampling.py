@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence as SequenceABC
 
 import numpy as np
 import pytest
@@ -204,6 +205,12 @@ class Mask:
 
     def allowed(self) -> NDArray[np.uint32]:
         return self.words
+
+    def forced(self) -> list[int]:
+        return []
+
+    def closing(self, token_ids: SequenceABC[int], room: int) -> list[int]:
+        return []
 
     def accept(self, token_id: int) -> None: ...
 

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from autoglm.actions import Tap, parse_action
 from autoglm.errors import ConfigError
-from autoglm.train.actions import Tap, parse_action
 from autoglm.train.dataset import (
     CLEAN_SNR,
     PATCH_SHARE,

@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from autoglm.actions import Finish, LongPress, Tap, format_action, parse_action
 from autoglm.errors import FormatError
-from autoglm.train.actions import Finish, LongPress, Tap, format_action, parse_action
 from autoglm.train.evaluate import (
     COUNTS,
     ROWS,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from autoglm.train.actions import Back, Finish, Home, Launch, LongPress, Swipe, Tap, Type, Wait, parse_action
+from autoglm.actions import Back, Finish, Home, Launch, LongPress, Swipe, Tap, Type, Wait, parse_action
 from autoglm.train.tokenizer import load_tokenizer
 from autoglm.train.world import replies
 from autoglm.train.world.labels import BY_KEY, LANGUAGES, Kind, Language

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import get_args
 
-from autoglm.train.actions import Back, Finish, Home, Launch, LongPress, Swipe, Tap, Type, Wait, format_action
+from autoglm.actions import Back, Finish, Home, Launch, LongPress, Swipe, Tap, Type, Wait, format_action
 from autoglm.train.world import replies
 from autoglm.train.world.identity import TOPICS, identity_answer, identity_phrasings, identity_thought
 from autoglm.train.world.labels import LABELS, LANGUAGES, Language

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
-from autoglm.train.actions import Action, Back, Finish, Home, Launch, LongPress, Swipe, Tap, Type, Wait, format_action
+from autoglm.actions import Action, Back, Finish, Home, Launch, LongPress, Swipe, Tap, Type, Wait, format_action
 from autoglm.train.world import replies
 from autoglm.train.world.identity import (
     TOPICS,
