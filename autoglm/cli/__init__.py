@@ -409,7 +409,7 @@ def _data_preview(
 
 
 # What the extra brings that nothing else does; the first one missing is named.
-_EXTRA_MODULES = {"train": ("torch", "safetensors", "gguf", "matplotlib", "PIL", "resvg_py")}
+_EXTRA_MODULES = {"train": ("torch", "safetensors", "matplotlib", "PIL", "resvg_py")}
 
 
 def _need_extra(extra: str) -> None:

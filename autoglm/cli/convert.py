@@ -47,7 +47,9 @@ def convert_checkpoint(options: ConvertOptions) -> None:
             raise
     console = Console()
     for file in files:
-        console.print(_summary(file), highlight=False)
+        done = f"'{file.path}', {size(file.path.stat().st_size)}, {len(file.errors)} tensors read back"
+        console.print(done, soft_wrap=True, markup=False, highlight=False)
+        console.print(_worst(file), highlight=False)
 
 
 def _file_type(flag: str, text: str, allowed: tuple[FileType, ...]) -> FileType:
@@ -57,11 +59,8 @@ def _file_type(flag: str, text: str, allowed: tuple[FileType, ...]) -> FileType:
     raise ConfigError(f"{flag} is {text!r}, expected one of {', '.join(kind.name.lower() for kind in allowed)}")
 
 
-def _summary(file: Converted) -> Table:
-    table = Table(
-        title=f"'{file.path}', {size(file.path.stat().st_size)}, {len(file.errors)} tensors read back",
-        title_justify="left",
-    )
+def _worst(file: Converted) -> Table:
+    table = Table()
     table.add_column("largest relative error (RMS)")
     table.add_column("type")
     table.add_column("error", justify="right")

@@ -42,10 +42,10 @@ class SafeTensor:
 
 
 def to_float32(stored: NDArray[Any], dtype: str) -> NDArray[np.float32]:
-    """A slice of SafeTensor.array() as a new contiguous f32 array of the same shape; exact."""
+    """A slice of SafeTensor.array() as a contiguous f32 array of the same shape; exact."""
     if dtype == "BF16":
-        return (stored.astype(np.uint32) << 16).view(np.float32)
-    return np.array(stored, np.float32)
+        return (np.ascontiguousarray(stored, np.uint32) << 16).view(np.float32)
+    return np.ascontiguousarray(stored, np.float32)
 
 
 def read_header(path: Path) -> dict[str, SafeTensor]:

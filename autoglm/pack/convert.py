@@ -107,6 +107,8 @@ def convert(
         raise ConfigError(f"the name {ascii(name)[:60]} is no part of a file name; give one with --name")
     checkpoint = open_checkpoint(folder)
     jobs = _plan(checkpoint, out, name, file_type, mmproj_type)
+    for job in jobs:
+        _refuse_another(job)
     check_space({job.path: job.layout.file_bytes for job in jobs})
     runtime = Runtime(num_threads)
     report = progress or (lambda what, done, total: None)
@@ -146,7 +148,8 @@ def _lay_out(
 
 def _run(checkpoint: HfCheckpoint, job: _Job, runtime: Runtime, report: Progress) -> Converted:
     if job.path.exists():
-        return _already_there(job, report)
+        logger.info(f"{job.path.name} is there already")
+        return Converted(job.path, _read_back(job, job.path, report))
     fingerprint = hashlib.sha256(json.dumps([REVISION, checkpoint.sources()]).encode() + job.layout.header).hexdigest()
     with PartFile(job.path, fingerprint, job.layout.header, job.layout.file_bytes) as part:
         if part.is_changed:
@@ -164,16 +167,18 @@ def _run(checkpoint: HfCheckpoint, job: _Job, runtime: Runtime, report: Progress
     return Converted(job.path, errors)
 
 
-def _already_there(job: _Job, report: Progress) -> Converted:
-    """A file that an earlier run finished; it must be the one that this run would write."""
-    with open(job.path, "rb") as file:
-        is_same = file.read(len(job.layout.header)) == job.layout.header
+def _refuse_another(job: _Job) -> None:
+    """A file of that name is one that an earlier run finished, or nothing is overwritten."""
+    if not job.path.exists():
+        return
+    is_same = False
+    if job.path.is_file():
+        with open(job.path, "rb") as file:
+            is_same = file.read(len(job.layout.header)) == job.layout.header
     if not is_same or job.path.stat().st_size != job.layout.file_bytes:
         raise ConfigError(
             f"{job.path} exists and was made from something else; delete it, or choose another --name or --out"
         )
-    logger.info(f"{job.path.name} is there already")
-    return Converted(job.path, _read_back(job, job.path, report))
 
 
 def _check_header(checkpoint: HfCheckpoint, path: Path) -> None:

@@ -58,7 +58,6 @@ def measure_tensor(
     error, power = 0.0, 0.0
     for first, wanted in source:
         width = wanted[0].size
-        stride = row_bytes(info.type, info.shape[-1]) * (width // info.shape[-1])
         raw = np.ascontiguousarray(data[first * stride : (first + len(wanted)) * stride])
         flat = wanted.reshape(-1, width if block == 1 else block)
         off = dequantize(raw, int(info.type), wanted.size).reshape(flat.shape) - flat
