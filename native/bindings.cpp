@@ -14,6 +14,7 @@
 #include <stdexcept>
 
 #include "program.h"
+#include "quantize.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -81,6 +82,23 @@ std::shared_ptr<Matrix> pack(Runtime& rt, Bytes data, int type_id, int rows, int
   nb::gil_scoped_release release;
   std::lock_guard<std::mutex> lock(rt.in_use);
   return std::make_shared<Matrix>(type, rows, cols, data.data(), rt.pool);
+}
+
+nb::ndarray<nb::numpy, uint8_t> quantize_rows(Runtime& rt, Floats2 x, int type_id) {
+  const QuantType type = to_type(type_id);
+  const int rows = (int)x.shape(0), cols = (int)x.shape(1);
+  require(has_quantizer(type), "this type has no quantizer");
+  require(cols % block_elements(type) == 0, "a row is not a whole number of blocks");
+  const size_t row = row_bytes(type, cols);
+  uint8_t* out = new uint8_t[row * (size_t)rows];
+  nb::capsule owner(out, [](void* p) noexcept { delete[] (uint8_t*)p; });
+  {
+    nb::gil_scoped_release release;
+    std::lock_guard<std::mutex> lock(rt.in_use);
+    rt.pool.parallel_for(rows, [&](int r, int) { quantize(type, x.data() + (size_t)r * cols, (size_t)cols, out + row * (size_t)r); });
+  }
+  const size_t dims[1] = {row * (size_t)rows};
+  return nb::ndarray<nb::numpy, uint8_t>(out, 1, dims, owner);
 }
 
 nb::ndarray<nb::numpy, float> matmul(Runtime& rt, const Matrix& m, Floats2 x) {
@@ -314,6 +332,8 @@ NB_MODULE(_native, m) {
     dequantize(type, data.data(), (size_t)num_elements, (float*)result.data());
     return result;
   }, "data"_a.noconvert(), "type_id"_a, "num_elements"_a);
+  m.def("quantize", &quantize_rows, "runtime"_a, "x"_a.noconvert(), "type_id"_a,
+        "Rows of finite weights [rows, cols] as Q8_0, Q5_0, Q4_K or Q6_K blocks, u8 [rows * row bytes].");
   m.def("argmax", [](Runtime& rt, Floats x) { return rt.kernels->argmax(x.data(), (int)x.size()); }, "runtime"_a, "x"_a.noconvert(),
         "Index of the largest value, the lowest among equals; -1 if there is a NaN or infinity.");
 }

@@ -4,25 +4,11 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "half.h"
+
 namespace autoglm {
 
 namespace {
-
-float half_to_float(uint16_t h) {
-  const uint32_t sign = (uint32_t)(h & 0x8000) << 16, em = h & 0x7fff;
-  uint32_t bits;
-  if (em >= 0x7c00) {
-    bits = sign | 0x7f800000 | ((em & 0x3ff) << 13);
-  } else if (em >= 0x400) {
-    bits = sign | ((em << 13) + (112u << 23));
-  } else {
-    const float x = (float)em * 5.9604644775390625e-08f;  // subnormal: em * 2^-24
-    return sign ? -x : x;
-  }
-  float f;
-  std::memcpy(&f, &bits, 4);
-  return f;
-}
 
 uint32_t load_u32(const uint8_t* p) {
   uint32_t x;

@@ -277,6 +277,37 @@ def _pack(
     packing.pack_encoders(packing.PackOptions(vision, audio, projectors, width, name, output))
 
 
+@app.command("convert")
+def _convert(
+    folder: Annotated[
+        Path, typer.Argument(metavar="HF_FOLDER", help="Checkpoint: config.json, *.safetensors, tokenizer.json.")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where to write. Default: here.")] = Path(),
+    file_type: Annotated[
+        str, typer.Option("--type", metavar="q4_k_m|q8_0|f16|f32", help="Weights of the text model.")
+    ] = "q4_k_m",
+    mmproj_type: Annotated[
+        str, typer.Option("--mmproj-type", metavar="q8_0|f16|f32", help="Weights of the image tower.")
+    ] = "q8_0",
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the model and its files. Default: the folder's.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("-t", "--threads", min=1, max=1024, help="Threads that quantize. Default: all cores.")
+    ] = None,
+) -> None:
+    """Convert a GLM-4.1V checkpoint (Glm4vForConditionalGeneration) to NAME-TYPE.gguf and mmproj-NAME-TYPE.gguf.
+
+    Fetch it first: hf download OWNER/REPO --local-dir HF_FOLDER. An interrupted run goes on where it stopped when
+    the same command is given again; at the end both files are read back and compared with the checkpoint.
+    """
+    from autoglm.cli import console
+    from autoglm.cli import convert as converting
+
+    console.set_up_logging("info")
+    converting.convert_checkpoint(converting.ConvertOptions(folder, out, file_type, mmproj_type, name, threads))
+
+
 @app.command("train")
 def _train(
     preset: Annotated[
@@ -382,7 +413,7 @@ def _data_preview(
 
 
 # What the extra brings that nothing else does; the first one missing is named.
-_EXTRA_MODULES = {"train": ("torch", "safetensors", "gguf", "matplotlib", "PIL", "resvg_py")}
+_EXTRA_MODULES = {"train": ("torch", "safetensors", "matplotlib", "PIL", "resvg_py")}
 
 
 def _need_extra(extra: str) -> None:

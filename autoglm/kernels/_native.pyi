@@ -111,6 +111,11 @@ def matmul(runtime: Runtime, matrix: Matrix, x: Annotated[NDArray[numpy.float32]
 
 def dequantize(data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], type_id: int, num_elements: int) -> NDArray[numpy.float32]: ...
 
+def quantize(runtime: Runtime, x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], type_id: int) -> NDArray[numpy.uint8]:
+    """
+    Rows of finite weights [rows, cols] as Q8_0, Q5_0, Q4_K or Q6_K blocks, u8 [rows * row bytes].
+    """
+
 def argmax(runtime: Runtime, x: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> int:
     """
     Index of the largest value, the lowest among equals; -1 if there is a NaN or infinity.

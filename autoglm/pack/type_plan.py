@@ -1,8 +1,23 @@
-"""Which weight is stored as which block type: Q4_K_M for the decoder, Q8_0 for everything else (docs/format.md)."""
+"""Which weight is stored as which block type: in our own models (docs/format.md), and in shared GLM-4.1V files."""
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 from autoglm.formats.quant_types import BLOCK, GGMLType
+
+
+class FileType(IntEnum):
+    """What a converted file is made of, numbered as general.file_type has it."""
+
+    F32 = 0
+    F16 = 1
+    Q8_0 = 7
+    Q4_K_M = 15
+
+
+# What takes a K-quant's place in a matrix whose rows are no whole blocks of 256.
+_FALLBACK = {GGMLType.Q4_K: GGMLType.Q5_0, GGMLType.Q6_K: GGMLType.Q8_0}
 
 
 def has_more_bits(layer: int, num_layers: int) -> bool:
@@ -34,5 +49,35 @@ def _text_type(name: str, num_layers: int) -> GGMLType:
     if name.endswith(("self_attn.v_proj.weight", "mlp.down_proj.weight")) and has_more_bits(
         int(name.split(".")[2]), num_layers
     ):
+        return GGMLType.Q6_K
+    return GGMLType.Q4_K
+
+
+def community_type(
+    name: str, shape: tuple[int, ...], file_type: FileType, num_layers: int, *, is_tied: bool = False
+) -> GGMLType:
+    """The type of a GLM-4.1V tensor in the files people exchange; name is the GGUF's, num_layers the decoder's.
+
+    Vectors and the position table are F32, the two convolution kernels F16 in an F16 file and F32 in any other.
+    Matrices take the file's type; a row that is no whole number of its blocks the 32-blocks next above it, and F16
+    where those do not fit either. is_tied: token_embd is the output matrix too and gets the type of one.
+    Source: what the community's converter and quantizer gave for a 40-layer miniature.
+    """
+    if len(shape) == 1 or name == "v.position_embd.weight" or file_type == FileType.F32:
+        return GGMLType.F32
+    if len(shape) > 2:
+        return GGMLType.F16 if file_type == FileType.F16 else GGMLType.F32
+    if file_type == FileType.F16:
+        return GGMLType.F16
+    wanted = GGMLType.Q8_0 if file_type == FileType.Q8_0 else _q4_k_m_type(name, num_layers, is_tied=is_tied)
+    if shape[1] % BLOCK[wanted][0]:
+        wanted = _FALLBACK.get(wanted, wanted)
+    return wanted if shape[1] % BLOCK[wanted][0] == 0 else GGMLType.F16
+
+
+def _q4_k_m_type(name: str, num_layers: int, *, is_tied: bool) -> GGMLType:
+    if name == "output.weight" or (is_tied and name == "token_embd.weight"):
+        return GGMLType.Q6_K
+    if name.endswith((".attn_v.weight", ".ffn_down.weight")) and has_more_bits(int(name.split(".")[1]), num_layers):
         return GGMLType.Q6_K
     return GGMLType.Q4_K

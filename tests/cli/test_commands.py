@@ -33,7 +33,7 @@ def only_error(err: str) -> str:
     return err
 
 
-@pytest.mark.parametrize("command", [[], ["serve"], ["chat"], ["info"], ["bench"], ["pull"]])
+@pytest.mark.parametrize("command", [[], ["serve"], ["chat"], ["info"], ["bench"], ["pull"], ["convert"]])
 def test_help_says_what_each_flag_does(capfd: pytest.CaptureFixture[str], command: list[str]) -> None:
     code, out, err = run(capfd, *command, "--help")
     assert code == 0 and err == "" and out.startswith("Usage: autoglm")
