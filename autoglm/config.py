@@ -14,6 +14,7 @@ class ModelConfig:
     rope_interleaved    pairs are dims (2j, 2j+1); otherwise (j, j + rotary_dim / 2)
     mrope_section       pairs per axis (t, h, w); None means plain 1-D RoPE
     pruned_ffn_layers   layers without a feed-forward part, in rising order
+    attention_mode      how picture and sound tokens see each other: causal, or media (docs/format.md)
     """
 
     architecture: str  # "glm4" | "llama"
@@ -32,6 +33,7 @@ class ModelConfig:
     rope_interleaved: bool
     mrope_section: tuple[int, int, int] | None = None
     pruned_ffn_layers: tuple[int, ...] = ()
+    attention_mode: str = "causal"
     num_parameters: int = 0
 
     def __post_init__(self) -> None:

@@ -56,6 +56,8 @@ def spell_out_tools(messages: list[dict[str, Any]], tools: list[dict[str, Any]] 
 
 def _spell_out(message: dict[str, Any]) -> dict[str, Any]:
     content = message["content"]
+    if isinstance(content, list):  # with media in it: the template prints its parts
+        return message
     if message["role"] in ("tool", "function"):
         return {"role": "user", "content": f"<tool_response>\n{content}\n</tool_response>"}
     if not message.get("tool_calls"):

@@ -37,6 +37,7 @@ OPEN_TAGS = (*THINKING_TAGS, "<tool_call>", "</tool_call>", "<tool_response>", "
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function", "observation"})
 RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "enable_thinking", "bos_token", "eos_token"})
 _PROBE = "probe-of-content"
+MEDIA_TYPES = ("image", "audio")
 
 
 class _Refusal(TemplateError):
@@ -143,7 +144,8 @@ class ChatTemplate:
     ) -> RenderedPrompt:
         """The prompt of a conversation.
 
-        messages         OpenAI's form; content is a string, None or a list of text parts
+        messages         OpenAI's form; content is a string, None or a list of parts: text, and {"type": "image"}
+                         or "audio" where a medium stands
         tools            OpenAI's form
         enable_thinking  None: the template is not told
         extra            further variables of the template (chat_template_kwargs)
@@ -182,13 +184,18 @@ class ChatTemplate:
         if role not in ROLES:
             raise RequestError(f"messages[{index}].role is not one of {', '.join(sorted(ROLES))}", param="messages")
         role = "system" if role == "developer" else role
-        return {**message, "role": role, "content": _text(message.get("content"), index)}
+        return {**message, "role": role, "content": _content(message.get("content"), index)}
 
     def _contents(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Content in the form the template takes: strings where it can print them, else lists of parts."""
         if self._takes_text or not self._takes_parts:
             return messages
-        return [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+        return [
+            message
+            if isinstance(message["content"], list)
+            else {**message, "content": [{"type": "text", "text": message["content"]}]}
+            for message in messages
+        ]
 
     def _prints(self, content: object) -> bool:
         """Whether the template prints the text of such content, and not the structure around it."""
@@ -230,17 +237,22 @@ class ChatTemplate:
         return "".join(pieces)
 
 
-def _text(content: object, index: int) -> str:
+def _content(content: object, index: int) -> str | list[dict[str, str]]:
+    """Text, or the parts where one of them is a medium, which templates print as its placeholder."""
     if content is None or isinstance(content, str):
         return content or ""
-    if isinstance(content, list) and all(
-        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in content
-    ):
+    if isinstance(content, list) and all(isinstance(part, dict) and _is_part(part) for part in content):
+        if any(part["type"] in MEDIA_TYPES for part in content):
+            return content
         return "\n".join(part["text"] for part in content)
     raise RequestError(
-        f"messages[{index}].content must be a string or a list of text parts; this model reads text only",
-        param="messages",
+        f"messages[{index}].content must be a string or a list of parts: text, image, audio", param="messages"
     )
+
+
+def _is_part(part: dict[str, Any]) -> bool:
+    kind = part.get("type")
+    return kind in MEDIA_TYPES or (kind == "text" and isinstance(part.get("text"), str))
 
 
 def _token_text(gguf: GGUFFile, tokens: list[str], role: str) -> str:

@@ -79,7 +79,8 @@ def _root(
 def _serve(
     model: Model = None,
     mmproj: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Multimodal projector; this version serves text and refuses it.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Multimodal projector. Default: the model's own mmproj-*.gguf beside it."),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every network.")] = DEFAULT_HOST,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = DEFAULT_PORT,
@@ -133,6 +134,7 @@ def _serve(
         kv_blocks=kv_blocks,
         kv_memory=kv_memory,
         prefix_cache=not no_prefix_cache,
+        mmproj=mmproj,
     )
     serving.serve(
         options,

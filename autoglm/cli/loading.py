@@ -10,7 +10,7 @@ from pathlib import Path
 from autoglm.chat.template import ChatTemplate
 from autoglm.chat.tokenizer import Tokenizer
 from autoglm.cli.console import parameter_count, size
-from autoglm.config import EngineConfig, ModelConfig
+from autoglm.config import DEFAULT_BATCHED_TOKENS, EngineConfig, ModelConfig
 from autoglm.deploy import preflight, pull
 from autoglm.deploy.machine import available_memory_bytes, usable_cores
 from autoglm.engine.engine import Engine
@@ -18,7 +18,9 @@ from autoglm.engine.fit import MemoryPlan, fit_engine_config, kv_token_bytes, me
 from autoglm.engine.model_runner import CpuModelRunner
 from autoglm.errors import ConfigError
 from autoglm.formats.gguf import GGUFFile
+from autoglm.media.limits import MediaLimits
 from autoglm.model.loader import read_model_config
+from autoglm.model.multimodal import Multimodal, check_projector, find_media_tokens, two_way_tokens
 
 logger = logging.getLogger("autoglm.cli")
 
@@ -44,6 +46,8 @@ class ModelOptions:
     kv_blocks: int | None = None
     kv_memory: str | None = None
     prefix_cache: bool = True
+    mmproj: Path | None = None
+    max_sound_s: float = MediaLimits.max_sound_s
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class LoadedModel:
     template: ChatTemplate
     engine: Engine
     isa: str  # the kernel table in use
+    multimodal: Multimodal | None = None
 
 
 def served_names(options: ModelOptions) -> tuple[str, tuple[str, ...]]:
@@ -97,6 +102,18 @@ def find_model(options: ModelOptions, report: pull.Progress) -> Path:
     return Path(options.model)
 
 
+def find_mmproj(path: Path, options: ModelOptions) -> Path | None:
+    """The projector to load: --mmproj, or the one of the model's own name that lies beside it; None: text only."""
+    if options.mmproj is not None:
+        return options.mmproj
+    name = _QUANTIZATION_SUFFIX.sub("", path.stem) or path.stem
+    found = sorted(path.parent.glob("mmproj-*.gguf"))
+    own = [file for file in found if file.stem.removeprefix("mmproj-") in (name, path.stem)]
+    own += [file for file in found if _QUANTIZATION_SUFFIX.sub("", file.stem.removeprefix("mmproj-")) == name]
+    # Of several the smallest that is not below 8 bits: what people publish are Q8_0, F16, BF16 and F32.
+    return min(own, key=lambda file: file.stat().st_size) if own else None
+
+
 def load_model(path: Path, options: ModelOptions, report: pull.Progress) -> LoadedModel:
     """Read the file, fit the engine to the memory there is, load the weights.
 
@@ -105,21 +122,62 @@ def load_model(path: Path, options: ModelOptions, report: pull.Progress) -> Load
     model_id, aliases = served_names(options)
     gguf = GGUFFile.open(path)  # stays open: the runner may keep views of the map
     model_config = read_model_config(gguf)
+    mmproj = _open_mmproj(find_mmproj(path, options), model_config)
     logger.info(f"Loading GLM backbone with {parameter_count(model_config.num_parameters)} parameters")
     tokenizer = Tokenizer.from_gguf(gguf)
     template = ChatTemplate.from_gguf(gguf, _template_source(options.chat_template_file))
     weights_bytes = sum(tensor.nbytes for tensor in gguf.tensors.values())
     available = available_memory_bytes()
-    wanted = _engine_config(options, model_config)
+    wanted = _with_room_for_media(_engine_config(options, model_config), mmproj, model_config, options)
     engine_config = fit_engine_config(model_config, weights_bytes, wanted, available)
     plan = memory_plan(model_config, weights_bytes, engine_config, available)
     runner = CpuModelRunner(
         gguf, engine_config, progress=lambda tensor, done, total: report("loading weights", done, total)
     )
+    multimodal = None
+    if mmproj is not None:
+        multimodal = _load_multimodal(mmproj, runner, tokenizer, report)
     engine = Engine(runner, tokenizer, engine_config)
     return LoadedModel(
-        model_id, aliases, path, model_config, engine_config, plan, tokenizer, template, engine, runner.runtime.isa
+        model_id,
+        aliases,
+        path,
+        model_config,
+        engine_config,
+        plan,
+        tokenizer,
+        template,
+        engine,
+        runner.runtime.isa,
+        multimodal,
     )
+
+
+def _open_mmproj(path: Path | None, model_config: ModelConfig) -> GGUFFile | None:
+    """The projector's header, checked against the backbone before anything slow."""
+    if path is None:
+        return None
+    gguf = GGUFFile.open(path)
+    check_projector(gguf, model_config)
+    return gguf
+
+
+def _load_multimodal(
+    mmproj: GGUFFile, runner: CpuModelRunner, tokenizer: Tokenizer, report: pull.Progress
+) -> Multimodal:
+    logger.info(f"Loading vision encoder from {mmproj.path}")
+    if mmproj.get("clip.has_audio_encoder", bool, False):
+        logger.info(f"Loading audio encoder from {mmproj.path}")
+    multimodal = Multimodal(
+        mmproj,
+        runner.runtime,
+        runner.model_config,
+        find_media_tokens(tokenizer.token_id),
+        runner.token_embeddings,
+        progress=lambda tensor, done, total: report("loading encoders", done, total),
+    )
+    logger.info(f"Initializing MMProj projector: {mmproj.path.name}")
+    return multimodal
 
 
 def describe(loaded: LoadedModel) -> str:
@@ -134,6 +192,17 @@ def describe(loaded: LoadedModel) -> str:
     limits = f"Context {config.ctx_size} tokens, {config.max_num_seqs} sequences at once"
     machine = f"{config.num_threads} threads, {loaded.isa} kernels"
     return f"Memory: {memory}; {size(plan.available_bytes)} were free. {limits}, {machine}"
+
+
+def _with_room_for_media(
+    config: EngineConfig, mmproj: GGUFFile | None, model: ModelConfig, options: ModelOptions
+) -> EngineConfig:
+    """A step long enough for the largest medium whose tokens see each other both ways."""
+    if mmproj is None or config.max_num_batched_tokens is not None:
+        return config
+    longest = two_way_tokens(mmproj, model, options.max_sound_s)
+    needed = longest + config.max_num_seqs
+    return replace(config, max_num_batched_tokens=needed) if needed > DEFAULT_BATCHED_TOKENS else config
 
 
 def _engine_config(options: ModelOptions, model: ModelConfig) -> EngineConfig:

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoglm.cli.console import ProgressBars
-from autoglm.cli.loading import ModelOptions, check_model_option, describe, find_model, load_model, served_names
+from autoglm.cli.loading import LoadedModel, ModelOptions, check_model_option, describe, find_model, load_model, served_names
 from autoglm.deploy import preflight
 from autoglm.errors import ConfigError
+from autoglm.media.limits import MediaLimits
+from autoglm.media.remote_media import RemoteMedia
+from autoglm.media.sources import MediaSources
 from autoglm.server.app import create_app, run_server
 from autoglm.server.driver import EngineDriver
 from autoglm.server.listen import reserve_socket
+from autoglm.server.media import MediaDoor
 from autoglm.server.settings import ServerSettings
 
 logger = logging.getLogger("autoglm.cli")
@@ -26,7 +30,9 @@ class ServeOptions:
     host: str = preflight.DEFAULT_HOST
     port: int = preflight.DEFAULT_PORT
     api_key: str | None = None
-    mmproj: Path | None = None
+    allow_remote_media: tuple[str, ...] = ()
+    media_path: Path | None = None
+    max_pixels: int | None = None
     allowed_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     actions: bool = False
@@ -58,8 +64,31 @@ def serve(model: ModelOptions, options: ServeOptions) -> None:
             aliases=loaded.aliases,
             api_key=options.api_key,
             settings=settings,
+            media=_media_door(loaded, options),
         )
         run_server(app, sock=sock, log=_announce)
+
+
+def _media_door(loaded: LoadedModel, options: ServeOptions) -> MediaDoor | None:
+    """What reads pictures and sounds; None without an mmproj. Raises ConfigError for flags that cannot take effect."""
+    if loaded.multimodal is None:
+        given = [
+            flag
+            for flag, value in (
+                ("--allow-remote-media", options.allow_remote_media),
+                ("--media-path", options.media_path),
+                ("--max-pixels", options.max_pixels),
+            )
+            if value
+        ]
+        if given:
+            raise ConfigError(f"{given[0]} has no effect: no mmproj is loaded; mend: name one with --mmproj")
+        return None
+    limits = MediaLimits()
+    remote = RemoteMedia(options.allow_remote_media, limits) if options.allow_remote_media else None
+    loaded.multimodal.pixel_budget(options.max_pixels)
+    sources = MediaSources(limits, remote=remote, folder=options.media_path)
+    return MediaDoor(loaded.multimodal, sources, limits, options.max_pixels)
 
 
 def _announce(line: str) -> None:
@@ -70,12 +99,8 @@ def _check(model: ModelOptions, options: ServeOptions) -> None:
     if options.api_key is not None and not options.api_key.strip():
         raise ConfigError("--api-key (or AUTOGLM_API_KEY) is empty; give a key, or leave it out to take any")
     try:
-        if options.mmproj is not None:
-            preflight.check_mmproj_file(str(options.mmproj))
-            raise ConfigError(
-                f"this version serves text only and cannot use the multimodal projector '{options.mmproj}'; "
-                "pictures come with a later version. Mend: start without --mmproj"
-            )
+        if model.mmproj is not None:
+            preflight.check_mmproj_file(str(model.mmproj))
         check_model_option(model)
         preflight.check_port(options.host, options.port)
     except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 
@@ -26,6 +27,7 @@ class EncoderQueue:
         self._waiting: deque[MediaJob] = deque()
         self._asked: set[bytes] = set()
         self._errors: OrderedDict[bytes, Exception] = OrderedDict()
+        self._seconds: OrderedDict[bytes, float] = OrderedDict()
         self._current: tuple[MediaJob, Encoding] | None = None
 
     @property
@@ -68,6 +70,7 @@ class EncoderQueue:
             job = self._waiting.popleft()
             self._current = job, job.encode(slice_s)
         job, encoding = self._current
+        started_s = time.monotonic()
         try:
             next(encoding)
         except StopIteration as end:
@@ -80,6 +83,16 @@ class EncoderQueue:
             logger.error("encoding a medium failed with %s", type(error).__name__)
             while len(self._errors) > 64:
                 self._errors.popitem(last=False)
+        self._note_seconds(job.key, time.monotonic() - started_s)
+
+    def take_seconds(self, job: MediaJob) -> float:
+        """Seconds that encoding a job took, told once; 0 for what was remembered."""
+        return self._seconds.pop(job.key, 0.0)
+
+    def _note_seconds(self, key: bytes, seconds: float) -> None:
+        self._seconds[key] = self._seconds.get(key, 0.0) + seconds
+        while len(self._seconds) > 256:
+            self._seconds.popitem(last=False)
 
     def _finish(self, job: MediaJob) -> None:
         self._current = None

@@ -280,6 +280,7 @@ class Engine:
                 has_all = False
             else:
                 media.receive(job.key, embeddings)
+                sequence.encode_s += self.encoders.take_seconds(job)
         return has_all
 
     def _end_unencodable(self) -> list[SequenceOutput]:
@@ -481,7 +482,8 @@ def _timings(sequence: Sequence, now_s: float) -> dict[str, float]:
     scheduled_s = sequence.scheduled_s if sequence.scheduled_s is not None else now_s
     first_s = sequence.first_token_s if sequence.first_token_s is not None else now_s
     return {
-        "queue_ms": max(0.0, scheduled_s - sequence.arrival_s) * 1e3,
+        "queue_ms": max(0.0, scheduled_s - sequence.arrival_s - sequence.encode_s) * 1e3,
+        "encode_ms": sequence.encode_s * 1e3,
         "prefill_ms": max(0.0, first_s - scheduled_s) * 1e3,
         "decode_ms": max(0.0, now_s - first_s) * 1e3,
         "preemptions": float(sequence.num_preemptions),

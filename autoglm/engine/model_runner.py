@@ -12,8 +12,8 @@ from autoglm.config import EngineConfig, ModelConfig
 from autoglm.engine.batch import Batch
 from autoglm.errors import ConfigError
 from autoglm.formats.gguf import GGUFFile
-from autoglm.kernels import KvCache, Runtime
-from autoglm.model.loader import Progress, WeightReader, read_model_config
+from autoglm.kernels import KvCache, Runtime, dequantize
+from autoglm.model.loader import TOKEN_TABLE, Progress, WeightReader, read_model_config
 from autoglm.model.text import build_text_program
 
 
@@ -80,6 +80,13 @@ class CpuModelRunner:
         reader = WeightReader(gguf, self.runtime, progress)
         self._program = build_text_program(self.runtime, reader, model, self._cache, config.token_budget)
         self._gguf = gguf  # the token table is read from the map
+
+    def token_embeddings(self, token_ids: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Rows of the token table: f32 [len(token_ids), hidden]."""
+        info, rows = self._gguf.tensors[TOKEN_TABLE], self._gguf.data(TOKEN_TABLE)[token_ids]
+        width = self.model_config.hidden_size
+        values = dequantize(np.ascontiguousarray(rows).ravel(), int(info.type), len(token_ids) * width)
+        return values.reshape(len(token_ids), width)
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """One step; see ModelRunner."""

@@ -69,7 +69,7 @@ class SequenceOutput:
     stop_reason           the stop string, or the id out of stop_token_ids, that ended it
     num_cached_tokens     prompt tokens that came out of the prefix cache
     num_reasoning_tokens  tokens written inside a thought so far, its tags not counted
-    timings               on the last output: queue_ms, prefill_ms, decode_ms, preemptions, forced_tokens
+    timings               on the last output: queue_ms, encode_ms, prefill_ms, decode_ms, preemptions, forced_tokens
     error                 one sentence, with finish_reason "error"
     """
 
@@ -140,6 +140,7 @@ class Sequence:
         self.error: str | None = None
         self.is_cut = False  # the grammar ended the answer early, for max_tokens
         self.num_forced_tokens = 0  # written without being sampled
+        self.encode_s = 0.0  # spent on its media by the encoders
         self.num_preemptions = 0
         self.scheduled_s: float | None = None
         self.first_token_s: float | None = None

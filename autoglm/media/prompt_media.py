@@ -54,6 +54,10 @@ class PromptMedia:
         self.answer_offset = int(positions[:, -1].max()) + 1 - num_tokens
         self._ready: dict[bytes, Embeddings] = {}
 
+    def copy(self) -> PromptMedia:
+        """The same media for another answer to the same prompt."""
+        return PromptMedia(self.jobs, self.positions)
+
     @property
     def longest_two_way_span(self) -> int:
         return max((span.end - span.start for span in self.spans if span.sees_itself), default=0)

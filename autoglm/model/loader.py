@@ -21,6 +21,7 @@ Progress = Callable[[str, int, int], None]  # what is loaded, bytes done, bytes 
 ARCHITECTURES = ("glm4", "llama")
 # How picture and sound tokens see each other (docs/format.md); without either, "media" is "causal".
 ATTENTION_MODES = ("causal", "media")
+TOKEN_TABLE = "token_embd.weight"
 
 
 def read_model_config(gguf: GGUFFile) -> ModelConfig:
@@ -47,7 +48,6 @@ def read_model_config(gguf: GGUFFile) -> ModelConfig:
     if head_dim % 16 or head_dim > 256:
         raise FormatError(f"{gguf.path}: head size {head_dim} is not supported; expected a multiple of 16 up to 256")
     _refuse_rope_scaling(gguf, arch)
-    _check_attention_mode(gguf)
     sections = _mrope_section(gguf, arch)
     try:
         return ModelConfig(
@@ -68,6 +68,7 @@ def read_model_config(gguf: GGUFFile) -> ModelConfig:
             rope_interleaved=sections is None,
             mrope_section=sections,
             pruned_ffn_layers=_pruned_ffn_layers(gguf),
+            attention_mode=_attention_mode(gguf),
             num_parameters=sum(math.prod(t.shape) for t in gguf.tensors.values()),
         )
     except ConfigError as error:
@@ -75,7 +76,7 @@ def read_model_config(gguf: GGUFFile) -> ModelConfig:
 
 
 def _vocab_size(gguf: GGUFFile, hidden: int) -> int:
-    info = gguf.tensors.get("token_embd.weight")
+    info = gguf.tensors.get(TOKEN_TABLE)
     if info is None or len(info.shape) != 2 or info.shape[1] != hidden:
         got = "missing" if info is None else f"of shape {list(info.shape)}"
         raise FormatError(f"{gguf.path}: tensor token_embd.weight is {got}, expected [vocabulary, {hidden}]")
@@ -97,13 +98,14 @@ def _refuse_rope_scaling(gguf: GGUFFile, arch: str) -> None:
         raise FormatError(f"{gguf.path}: rotary scaling {kind[:20]!r} is not supported; expected none")
 
 
-def _check_attention_mode(gguf: GGUFFile) -> None:
+def _attention_mode(gguf: GGUFFile) -> str:
     mode = gguf.get("autoglm.attention_mode", str, "causal")
     if mode not in ATTENTION_MODES:
         raise FormatError(
             f"{gguf.path}: attention mode {mode[:20]!r} is not supported; "
             f"this build runs {' and '.join(ATTENTION_MODES)}"
         )
+    return mode
 
 
 def _pruned_ffn_layers(gguf: GGUFFile) -> tuple[int, ...]:

@@ -27,9 +27,10 @@ from autoglm.config import ModelConfig
 from autoglm.errors import FormatError, RequestError
 from autoglm.formats.gguf import GGUFFile
 from autoglm.kernels import Runtime
-from autoglm.media.glm4v_pixels import patch_grid, pixel_values
+from autoglm.media.glm4v_pixels import MAX_PIXELS, MIN_PIXELS, patch_grid, pixel_values
 from autoglm.media.log_mel import log_mel, num_frames
 from autoglm.media.pictures import Picture
+from autoglm.media.pixel_budget import PixelBudget
 from autoglm.media.prompt_media import Encoding, MediaJob, MediaSpan, PromptMedia
 from autoglm.media.screen_pixels import encoder_pixels, encoder_size
 from autoglm.media.sounds import Sound
@@ -57,6 +58,22 @@ class MediaTokens:
     markers: frozenset[int]  # begin and end of a picture or a sound
 
 
+def find_media_tokens(token_id: Callable[[str], int | None]) -> MediaTokens:
+    """The GLM family's tokens for media and turns. token_id: a token's spelling -> its id."""
+
+    def ids(*spellings: str) -> frozenset[int]:
+        return frozenset(found for text in spellings if (found := token_id(text)) is not None)
+
+    media = [f"<|{side}_of_{kind}|>" for side in ("begin", "end") for kind in ("image", "audio")]
+    return MediaTokens(
+        image=token_id("<|image|>"),
+        audio=token_id("<|audio|>"),
+        roles=ids("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+        user=token_id("<|user|>"),
+        markers=ids(*media),
+    )
+
+
 @dataclass(frozen=True)
 class PictureSize:
     """What a picture becomes: pixels after resizing, and rows and columns of decoder tokens."""
@@ -67,18 +84,9 @@ class PictureSize:
     columns: int
 
 
-@dataclass(frozen=True)
-class FusedTurnWeights:
-    """What a request with return_fusion is told of its last turn with media; see FusedTurn."""
-
-    weights: dict[str, float] | None
-    gates: dict[str, list[float]]
-
-
 class Multimodal:
     """Encoders of one mmproj, joined to one backbone.
 
-    two_way  whether the backbone lets the tokens of one medium see each other both ways
     embed    rows of the backbone's token table: fusion reads the turn's words
     Raises FormatError, in one sentence with the mend, for a file that is no mmproj or belongs to another backbone.
     """
@@ -91,15 +99,13 @@ class Multimodal:
         tokens: MediaTokens,
         embed: Embed,
         *,
-        two_way: bool,
         progress: Progress | None = None,
     ) -> None:
-        self.kind = read_projector_type(gguf)
+        self.kind = check_projector(gguf, backbone)
         self.tokens = tokens
-        self._embed, self._two_way = embed, two_way
+        self._embed, self._two_way = embed, backbone.attention_mode == "media"
         self._memory: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
         self._file = f"{gguf.path.name}:{gguf.file_bytes}".encode()
-        _check_width(gguf, backbone)
         if tokens.image is None:
             raise FormatError(
                 f"{gguf.path}: the backbone {backbone.name} has no token for pictures, so this mmproj cannot belong to "
@@ -120,6 +126,17 @@ class Multimodal:
     @property
     def has_ears(self) -> bool:
         return self._audio is not None
+
+    def pixel_budget(self, default: int | None = None) -> PixelBudget:
+        """The range of max_pixels, and what a picture gets where nobody names one. Raises ConfigError for a bad default.
+
+        For glm4v pixels count twice, once for each frame of a still picture, as its own processor counts them.
+        """
+        if self._glm4v is not None:
+            return PixelBudget(MIN_PIXELS, MAX_PIXELS, default or MAX_PIXELS)
+        config = self._vision.config
+        least = (config.patch_size * config.merge_size) ** 2
+        return PixelBudget(least, config.max_pixels, default or config.max_pixels)
 
     def picture_size(self, width: int, height: int, max_pixels: int | None = None) -> PictureSize:
         """What a picture of width x height pixels becomes. Raises RequestError for one that has no sensible size."""
@@ -366,10 +383,22 @@ def read_projector_type(gguf: GGUFFile) -> str:
     return kind
 
 
-def _check_width(gguf: GGUFFile, backbone: ModelConfig) -> None:
+def check_projector(gguf: GGUFFile, backbone: ModelConfig) -> str:
+    """The projector's type, from its header alone. Raises FormatError unless it runs here and fits the backbone."""
+    kind = read_projector_type(gguf)
     width = gguf.get("clip.vision.projection_dim", int)
     if width != backbone.hidden_size:
         raise FormatError(
             f"{gguf.path}: makes tokens of width {width}, and {backbone.name} takes {backbone.hidden_size}; "
             "mend: give the mmproj that was made for this model"
         )
+    return kind
+
+
+def two_way_tokens(gguf: GGUFFile, backbone: ModelConfig, max_sound_s: float) -> int:
+    """Tokens of the largest medium that must be read in one step, from the headers alone; 0 where none must."""
+    if backbone.attention_mode != "media" or read_projector_type(gguf) != "gcmf":
+        return 0
+    side = gguf.get("clip.vision.patch_size", int) * gguf.get("clip.vision.spatial_merge_size", int)
+    picture = gguf.get("clip.vision.image_max_pixels", int) // max(1, side * side)
+    return max(picture, round(max_sound_s * 25) + 1 if gguf.get("clip.has_audio_encoder", bool, False) else 0)

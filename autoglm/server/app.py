@@ -20,6 +20,7 @@ from autoglm.server.completions import completions
 from autoglm.server.driver import EngineDriver
 from autoglm.server.guard import BrowserGuard, CrashGuard, KeyGuard
 from autoglm.server.listen import run_server
+from autoglm.server.media import MediaDoor
 from autoglm.server.metrics import Metrics
 from autoglm.server.problems import error_response, on_autoglm_error, on_http_exception
 from autoglm.server.service import Service
@@ -116,6 +117,7 @@ def create_app(
     max_context: int | None = None,
     settings: ServerSettings | None = None,
     read_stats: Callable[[], Any] | None = None,
+    media: MediaDoor | None = None,
 ) -> FastAPI:
     """The whole HTTP service around one engine driver.
 
@@ -123,6 +125,7 @@ def create_app(
     api_key            None: any key and none are taken
     max_context        tokens one sequence may hold; the engine's own limit if None
     read_stats         gives an EngineStats for /metrics; the engine's own if None
+    media              what reads pictures and sounds; None: text only
     The driver is started with the app's lifespan and stopped with it.
     """
     settings = settings or ServerSettings()
@@ -135,6 +138,7 @@ def create_app(
         max_context=max_context or driver.engine.max_sequence_tokens,
         settings=settings,
         read_stats=read_stats or driver.engine.stats,
+        media=media,
     )
 
     @contextlib.asynccontextmanager

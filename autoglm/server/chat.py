@@ -19,6 +19,7 @@ from autoglm.engine.sequence import Sequence, SequenceOutput
 from autoglm.errors import EngineError, RequestError
 from autoglm.server.body import read_object, validate
 from autoglm.server.driver import OutputStream
+from autoglm.server.media import RequestMedia, check_kinds, decode, find_parts
 from autoglm.server.prompts import CLOSE_TAG, OPEN_TAG, ChatPrompt, build_chat_prompt
 from autoglm.server.replies import Tally, chat_logprobs, new_id
 from autoglm.server.sampling_fields import sampling_params
@@ -260,6 +261,17 @@ class ChatJob:
         return self._envelope("chat.completion.chunk", [entry])
 
 
+async def read_media(service: Service, request: ChatRequest) -> RequestMedia | None:
+    """Fetch and decode a request's pictures and sounds; None where this server reads text only."""
+    door = service.media
+    if door is None:
+        return None
+    parts = find_parts(request.messages)
+    check_kinds(door, parts)
+    files = await door.sources.read(parts)
+    return await service.prepare(partial(decode, door, parts, files, request))
+
+
 async def start_chat(service: Service, fields: dict[str, Any]) -> ChatJob:
     """Check a body, build its prompt and submit its sequences."""
     tally = Tally(service.metrics)
@@ -267,7 +279,9 @@ async def start_chat(service: Service, fields: dict[str, Any]) -> ChatJob:
     setting = read_thinking(fields)
     model = service.check_model(request.model)
     service.driver.check_ready()
-    prompt = await service.prepare(partial(build_chat_prompt, service, request, setting))
+    media = await read_media(service, request)
+    prompt = await service.prepare(partial(build_chat_prompt, service, request, setting, media))
+    tally.note_media(prompt.media_report, media.decode_ms if media is not None else 0.0)
     tally.template_ms, tally.tokenize_ms = prompt.template_ms, prompt.tokenize_ms
     tally.prompt_tokens = len(prompt.token_ids)
     top = (request.top_logprobs or 0) if request.logprobs else None
@@ -286,6 +300,7 @@ async def start_chat(service: Service, fields: dict[str, Any]) -> ChatJob:
             constraint=constraint,
             cache_salt=(request.cache_salt or "").encode(),
             arrival_s=time.monotonic(),
+            media=prompt.media.copy() if prompt.media is not None else None,
         )
         sequences.append(sequence)
         choices[sequence.request_id] = ChatChoice(index, prompt, request, service.tokenizer)

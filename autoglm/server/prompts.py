@@ -12,6 +12,8 @@ from autoglm.chat.constraint import GrammarConstraint
 from autoglm.chat.tokenizer import Tokenizer
 from autoglm.engine.thinking import MIN_ANSWER_TOKENS, ThinkingControl
 from autoglm.errors import RequestError
+from autoglm.media.prompt_media import PromptMedia
+from autoglm.server.media import MediaReport, RequestMedia, is_media, template_part, widen
 from autoglm.server.schemas import ChatRequest, Message, NamedTool, Tool
 from autoglm.server.service import Service
 from autoglm.server.thinking import MAX_BUDGET, ReasoningMode, ThinkingSetting
@@ -52,10 +54,12 @@ class ChatPrompt:
     mode: ReasoningMode
     template_ms: float
     tokenize_ms: float
+    media: PromptMedia | None = None
+    media_report: MediaReport = MediaReport()
 
 
-def content_text(content: object, path: str) -> str:
-    """The text of a message's content: a string, or text parts joined by line breaks.
+def content_parts(content: object, path: str, *, takes_media: bool) -> str | list[dict[str, str]]:
+    """A message's content for the template: text (parts joined by line breaks), or parts where media are among them.
 
     Raises RequestError naming the part for anything this model cannot read.
     """
@@ -63,7 +67,12 @@ def content_text(content: object, path: str) -> str:
         return content
     if not isinstance(content, list):
         raise RequestError(f"{path}: must be a string or a list of content parts", param=path, code="invalid_value")
-    return "\n".join(_part_text(part, f"{path}[{i}]") for i, part in enumerate(content))
+    if not (takes_media and any(is_media(part) for part in content)):
+        return "\n".join(_part_text(part, f"{path}[{i}]") for i, part in enumerate(content))
+    return [
+        template_part(part) if is_media(part) else {"type": "text", "text": _part_text(part, f"{path}[{i}]")}
+        for i, part in enumerate(content)
+    ]
 
 
 def _part_text(part: object, path: str) -> str:
@@ -84,7 +93,7 @@ def _part_text(part: object, path: str) -> str:
     return text
 
 
-def template_messages(messages: list[Message]) -> list[dict[str, Any]]:
+def template_messages(messages: list[Message], *, takes_media: bool = False) -> list[dict[str, Any]]:
     """Messages as chat templates expect them: text content, tool arguments as objects, two roles renamed."""
     renamed = {"developer": "system", "function": "tool"}
     result = []
@@ -96,7 +105,8 @@ def template_messages(messages: list[Message]) -> list[dict[str, Any]]:
                 raise RequestError(f"{path}: is required", param=path, code="missing_required_parameter")
             entry["content"] = ""
         else:
-            entry["content"] = content_text(message.content, f"messages[{i}].content")
+            path = f"messages[{i}].content"
+            entry["content"] = content_parts(message.content, path, takes_media=takes_media)
         reasoning = message.reasoning_content or message.reasoning
         if reasoning:
             entry["reasoning_content"] = reasoning
@@ -137,8 +147,8 @@ def render_chat(
     service: Service, messages: list[Message], tools: list[Tool] | None, enabled: bool | None, extra: dict[str, Any]
 ) -> tuple[list[int], float]:
     """Token ids of a conversation with its generation prompt, and the milliseconds of the template in it."""
-    entries = template_messages(messages)
-    num_bytes = sum(len(entry["content"]) for entry in entries)
+    entries = template_messages(messages, takes_media=service.media is not None)
+    num_bytes = sum(_num_chars(entry["content"]) for entry in entries)
     service.check_text_length(num_bytes, "messages")
     started_s = time.monotonic()
     rendered = service.template.render(
@@ -146,6 +156,10 @@ def render_chat(
     )
     template_ms = (time.monotonic() - started_s) * 1e3
     return service.template.tokenize(service.tokenizer, rendered), template_ms
+
+
+def _num_chars(content: str | list[dict[str, str]]) -> int:
+    return len(content) if isinstance(content, str) else sum(len(part.get("text", "")) for part in content)
 
 
 class _Tags:
@@ -253,8 +267,12 @@ def _check_room(
     service.check_length(num_prompt_tokens, "messages", needed)
 
 
-def build_chat_prompt(service: Service, request: ChatRequest, setting: ThinkingSetting) -> ChatPrompt:
+def build_chat_prompt(
+    service: Service, request: ChatRequest, setting: ThinkingSetting, media: RequestMedia | None = None
+) -> ChatPrompt:
     """Everything a chat request needs before its sequences are made.
+
+    media  the pictures and sounds among the messages, decoded
 
     Raises RequestError naming the field, ContextLengthError.
     """
@@ -284,6 +302,9 @@ def build_chat_prompt(service: Service, request: ChatRequest, setting: ThinkingS
     thinking, banned, starts_in_thought = set_thinking(
         service.tokenizer, token_ids, setting, mode, MAX_END_BYTES if is_action else None
     )
+    prompt_media, report = None, MediaReport()
+    if media is not None and service.media is not None and (media.pictures or media.sounds):
+        token_ids, prompt_media, report = widen(service.media, token_ids, media)
     service.check_length(len(token_ids), "messages")
     if is_action:
         _check_room(service, request, len(token_ids), thinking)
@@ -297,4 +318,6 @@ def build_chat_prompt(service: Service, request: ChatRequest, setting: ThinkingS
         mode=mode,
         template_ms=template_ms,
         tokenize_ms=tokenize_ms,
+        media=prompt_media,
+        media_report=report,
     )

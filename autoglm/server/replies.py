@@ -11,6 +11,7 @@ from typing import Any
 from autoglm.chat.tokenizer import Tokenizer
 from autoglm.engine.sampling import TokenLogprob
 from autoglm.engine.sequence import SequenceOutput
+from autoglm.server.media import MediaReport
 from autoglm.server.metrics import Metrics
 
 
@@ -35,8 +36,16 @@ class Tally:
     completion_tokens: int = 0
     reasoning_tokens: int = 0
     forced_tokens: int = 0
-    engine_ms: dict[str, float] = field(default_factory=lambda: {"queue_ms": 0.0, "prefill_ms": 0.0, "decode_ms": 0.0})
+    decode_media_ms: float = 0.0
+    media: MediaReport = field(default_factory=MediaReport)
+    engine_ms: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("queue_ms", "encode_ms", "prefill_ms", "decode_ms"), 0.0)
+    )
     _last_token_s: dict[str, float] = field(default_factory=dict)
+
+    def note_media(self, report: MediaReport, decode_ms: float) -> None:
+        """Keep what the reply tells of pictures and sounds."""
+        self.media, self.decode_media_ms = report, decode_ms
 
     def take(self, output: SequenceOutput) -> None:
         """Count one output of the engine; latencies are those the reader of the stream sees."""
@@ -72,11 +81,15 @@ class Tally:
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+            "prompt_tokens_details": {
+                "cached_tokens": self.cached_tokens,
+                "image_tokens": self.media.image_tokens,
+                "audio_tokens": self.media.audio_tokens,
+            },
             "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
         }
 
-    def timings(self) -> dict[str, float]:
+    def timings(self) -> dict[str, Any]:
         """Where the milliseconds went, and the two speeds that follow from them."""
         prefill_ms, decode_ms = self.engine_ms["prefill_ms"], self.engine_ms["decode_ms"]
         num_prefilled = self.prompt_tokens - self.cached_tokens
@@ -84,6 +97,8 @@ class Tally:
             "queue_ms": self.engine_ms["queue_ms"],
             "template_ms": self.template_ms,
             "tokenize_ms": self.tokenize_ms,
+            "decode_media_ms": self.decode_media_ms,
+            "encode_ms": self.engine_ms["encode_ms"],
             "prefill_ms": prefill_ms,
             "decode_ms": decode_ms,
             "total_ms": (time.monotonic() - self.arrival_s) * 1e3,
@@ -95,6 +110,7 @@ class Tally:
             "cached_tokens": self.cached_tokens,
             "predicted_tokens": self.completion_tokens,
             "forced_tokens": self.forced_tokens,
+            "images": list(self.media.pictures),
             "prefill_tokens_per_s": round(num_prefilled / prefill_ms * 1e3, 2) if prefill_ms > 0 else 0.0,
             "decode_tokens_per_s": round(self.completion_tokens / decode_ms * 1e3, 2) if decode_ms > 0 else 0.0,
         }

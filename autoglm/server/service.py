@@ -15,6 +15,7 @@ from autoglm.chat.tokenizer import Tokenizer
 from autoglm.engine.sequence import Sequence as EngineSequence
 from autoglm.errors import CapacityError, ContextLengthError, UnknownModelError
 from autoglm.server.driver import EngineDriver, OutputStream
+from autoglm.server.media import MediaDoor
 from autoglm.server.metrics import Metrics
 from autoglm.server.settings import ServerSettings
 
@@ -28,6 +29,7 @@ class Service:
 
     model_id      the name /v1/models gives; aliases are taken too
     max_context   tokens one sequence may hold
+    media         what reads pictures and sounds; None: this model reads text only
     """
 
     def __init__(
@@ -41,10 +43,12 @@ class Service:
         max_context: int,
         settings: ServerSettings,
         read_stats: Callable[[], Any] | None,
+        media: MediaDoor | None = None,
     ) -> None:
         self.driver = driver
         self.tokenizer = tokenizer
         self.template = template
+        self.media = media
         self.grammars = GrammarFactory(tokenizer)
         self.metrics = Metrics(settings.metrics_prefix, read_stats)
         self.model_id = model_id

@@ -1,0 +1,121 @@
+"""Pictures and sounds of a chat request: content parts -> bytes -> decoded media -> tokens of the prompt."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from autoglm.errors import RequestError
+from autoglm.media.content_parts import KINDS, MediaPart, media_part
+from autoglm.media.limits import MediaLimits
+from autoglm.media.pictures import Picture, decode_picture
+from autoglm.media.pixel_budget import requested_max_pixels
+from autoglm.media.prompt_media import PromptMedia
+from autoglm.media.sounds import Sound, decode_sound
+from autoglm.media.sources import MediaSources
+from autoglm.model.multimodal import Multimodal
+from autoglm.server.schemas import ChatRequest, Message
+
+# What the chat template calls a part, by what it holds.
+TEMPLATE_TYPES = {"picture": "image", "sound": "audio"}
+
+
+@dataclass(frozen=True)
+class MediaDoor:
+    """What a server that sees and hears needs of media.
+
+    max_pixels  of one picture where a request names none; None: as many as the model takes
+    """
+
+    multimodal: Multimodal
+    sources: MediaSources
+    limits: MediaLimits = field(default_factory=MediaLimits)
+    max_pixels: int | None = None
+
+
+@dataclass(frozen=True)
+class RequestMedia:
+    """The media of one request, in the order of their parts, decoded."""
+
+    pictures: tuple[Picture, ...] = ()
+    sounds: tuple[Sound, ...] = ()
+    max_pixels: int | None = None
+    decode_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class MediaReport:
+    """What a reply tells of its media: token counts, and each picture's size before and after resizing."""
+
+    image_tokens: int = 0
+    audio_tokens: int = 0
+    pictures: tuple[dict[str, int], ...] = ()
+
+
+def find_parts(messages: Sequence[Message]) -> list[MediaPart]:
+    """The media parts of all messages, in order. Raises RequestError naming a part that is malformed."""
+    found = []
+    for number, message in enumerate(messages):
+        if not isinstance(message.content, list):
+            continue
+        for index, part in enumerate(message.content):
+            medium = media_part(part, f"messages[{number}].content[{index}]") if isinstance(part, dict) else None
+            if medium is not None:
+                found.append(medium)
+    return found
+
+
+def is_media(part: object) -> bool:
+    """Whether a content part carries a medium this server knows."""
+    return isinstance(part, dict) and part.get("type") in KINDS
+
+
+def template_part(part: dict[str, Any]) -> dict[str, str]:
+    """A media part as chat templates expect it: its type alone."""
+    return {"type": TEMPLATE_TYPES[KINDS[part["type"]]]}
+
+
+def check_kinds(door: MediaDoor, parts: Sequence[MediaPart]) -> None:
+    """Raises RequestError for a sound where the model has no ears, before a byte of it is read."""
+    for part in parts:
+        if part.kind == "sound" and not door.multimodal.has_ears:
+            raise RequestError(
+                f"{part.param}: this model has no ears, its mmproj holds no audio encoder; send the words as text",
+                param=part.param,
+                code="unsupported_content",
+            )
+
+
+def decode(door: MediaDoor, parts: Sequence[MediaPart], files: Sequence[bytes], request: ChatRequest) -> RequestMedia:
+    """Decode the files of a request. Slow: runs on a worker thread. Raises RequestError naming the part."""
+    started_s = time.monotonic()
+    pictures, sounds = [], []
+    for part, data in zip(parts, files, strict=True):
+        if part.kind == "picture":
+            pictures.append(decode_picture(data, limits=door.limits, param=part.param))
+        else:
+            sounds.append(decode_sound(data, limits=door.limits, param=part.param))
+    asked = requested_max_pixels(request.max_pixels, request.mm_processor_kwargs, num_pictures=len(pictures))
+    chosen = door.multimodal.pixel_budget(door.max_pixels).resolve(asked)
+    return RequestMedia(tuple(pictures), tuple(sounds), chosen, (time.monotonic() - started_s) * 1e3)
+
+
+def widen(door: MediaDoor, token_ids: list[int], media: RequestMedia) -> tuple[list[int], PromptMedia, MediaReport]:
+    """A prompt with one placeholder per medium -> the whole prompt, its media, and what the reply tells of them."""
+    model = door.multimodal
+    ids, prompt = model.plan(token_ids, media.pictures, media.sounds, max_pixels=media.max_pixels)
+    sizes = [model.picture_size(picture.width, picture.height, media.max_pixels) for picture in media.pictures]
+    told = tuple(
+        {
+            "original_width": picture.width,
+            "original_height": picture.height,
+            "width": size.width,
+            "height": size.height,
+            "tokens": size.rows * size.columns,
+        }
+        for picture, size in zip(media.pictures, sizes, strict=True)
+    )
+    audio_tokens = sum(model.sound_tokens(sound) for sound in media.sounds)
+    return ids, prompt, MediaReport(sum(size.rows * size.columns for size in sizes), audio_tokens, told)
