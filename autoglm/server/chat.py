@@ -76,6 +76,8 @@ class ChatChoice:
         if output.finish_reason is not None:
             # JSON went past the parser, which must not take the thought for the only content there is.
             has_json = self._json_start is not None and self._json_start.has_ended
+            if self._json_start is not None and (held := self._json_start.flush()):
+                deltas += self._parser.push(held)
             deltas += self._parser.finish("length" if has_json else output.finish_reason)
             self.stop_reason = output.stop_reason
         result = [delta for parsed in deltas if (delta := self._take(parsed))]
@@ -144,24 +146,35 @@ class _JsonStart:
     def __init__(self, starts_in_thought: bool) -> None:
         self._is_in_thought = starts_in_thought
         self.has_ended = False
+        self._held = ""  # white space and what may become a thought's opening tag
         self._tail = ""
 
     def split(self, text: str) -> tuple[str, str]:
         """(for the parser, for the content as it is)."""
         if self.has_ended:
             return "", text
+        if not self._is_in_thought:
+            text = self._held + text
+            self._held, start = "", text.lstrip()
+            if OPEN_TAG.startswith(start) and start != OPEN_TAG:
+                self._held = text
+                return "", ""
+            self._is_in_thought = start.startswith(OPEN_TAG)
+            if not self._is_in_thought:
+                self.has_ended = True
+                return "", text
         seen = self._tail + text
-        if not self._is_in_thought and seen.lstrip().startswith(OPEN_TAG):
-            self._is_in_thought = True
-        if not self._is_in_thought and not OPEN_TAG.startswith(seen.lstrip()):
-            self.has_ended = True
-            return "", text
         end = seen.find(CLOSE_TAG) + len(CLOSE_TAG) - len(self._tail)
-        if self._is_in_thought and CLOSE_TAG in seen:
+        if CLOSE_TAG in seen:
             self.has_ended = True
             return text[:end], text[end:]
         self._tail = seen[-len(CLOSE_TAG) :]
         return text, ""
+
+    def flush(self) -> str:
+        """What was held back, at the end of an answer that got no further."""
+        held, self._held = self._held, ""
+        return held
 
 
 class _ActionStart:

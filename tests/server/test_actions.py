@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from autoglm.actions import Back, Tap, Wait, parse_action
-from autoglm.server.chat import _ActionStart
+from autoglm.server.chat import _ActionStart, _JsonStart
 from autoglm.server.settings import ServerSettings
 from tests.server.conftest import MODEL_ID, ServedModel, ServeFunction, chat_body, client_of, events_of, joined
 
@@ -152,7 +152,13 @@ async def test_forced_tokens_are_counted(serve: ServeFunction) -> None:
 
 
 @pytest.mark.parametrize("piece", [1, 2, 7, 1000])
-@pytest.mark.parametrize("lead", ["", "\n", "\n<answer>", "<answer>\n"])
-def test_what_stands_before_the_action_is_taken_away(lead: str, piece: int) -> None:
-    text, start = lead + TAP, _ActionStart()
-    assert "".join(start.strip(text[i : i + piece]) for i in range(0, len(text), piece)) == TAP
+@pytest.mark.parametrize("lead", ["", "\n", "\n<answer>", "<answer>\n", "\n\n<answer>\n"])
+@pytest.mark.parametrize("thought", ["", "<think>hm</think>"])
+def test_what_stands_before_the_action_is_taken_away(thought: str, lead: str, piece: int) -> None:
+    """In whatever pieces it is streamed; the parser of thoughts gets the thought and nothing else."""
+    text, first, start = thought + lead + TAP, _JsonStart(starts_in_thought=False), _ActionStart()
+    parsed, action = "", ""
+    for i in range(0, len(text), piece):
+        before, rest = first.split(text[i : i + piece])
+        parsed, action = parsed + before, action + start.strip(rest)
+    assert (parsed, action, first.flush()) == (thought, TAP, "")
