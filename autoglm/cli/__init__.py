@@ -102,6 +102,16 @@ def _serve(
     actions: Annotated[
         bool, typer.Option("--actions", help="Answer in AutoGLM actions where a request names no format and no tools.")
     ] = False,
+    allow_remote_media: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST[:PORT]", help="Host that picture and sound addresses may name; repeatable."),
+    ] = None,
+    media_path: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder that file: addresses may name files in.")
+    ] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Pixels a picture keeps where a request names none. Default: the model's.")
+    ] = None,
     ctx_size: CtxSize = None,
     threads: Threads = None,
     parallel: Parallel = EngineConfig.max_num_seqs,
@@ -142,7 +152,9 @@ def _serve(
             host=host,
             port=port,
             api_key=api_key,
-            mmproj=mmproj,
+            allow_remote_media=tuple(allow_remote_media or ()),
+            media_path=media_path,
+            max_pixels=max_pixels,
             allowed_origins=tuple(allowed_origin or ()),
             allowed_hosts=tuple(allowed_host or ()),
             actions=actions,

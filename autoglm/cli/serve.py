@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoglm.cli.console import ProgressBars
-from autoglm.cli.loading import LoadedModel, ModelOptions, check_model_option, describe, find_model, load_model, served_names
+from autoglm.cli.loading import (
+    LoadedModel,
+    ModelOptions,
+    check_model_option,
+    describe,
+    find_model,
+    load_model,
+    served_names,
+)
 from autoglm.deploy import preflight
 from autoglm.errors import ConfigError
 from autoglm.media.limits import MediaLimits

@@ -128,7 +128,7 @@ class Multimodal:
         return self._audio is not None
 
     def pixel_budget(self, default: int | None = None) -> PixelBudget:
-        """The range of max_pixels, and what a picture gets where nobody names one. Raises ConfigError for a bad default.
+        """The range of max_pixels, and what a picture gets where nobody names one. ConfigError for a bad default.
 
         For glm4v pixels count twice, once for each frame of a still picture, as its own processor counts them.
         """
