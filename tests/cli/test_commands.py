@@ -103,14 +103,6 @@ def test_missing_projector(capfd: pytest.CaptureFixture[str]) -> None:
     assert "vision encoder" in line and "autoglm pull" in line
 
 
-def test_a_projector_that_is_there_is_refused_and_not_ignored(
-    capfd: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    (tmp_path / "mmproj-x.gguf").write_bytes(b"GGUF")
-    code, _, err = run(capfd, "serve", "--mmproj", str(tmp_path / "mmproj-x.gguf"))
-    assert code == 2 and "serves text only" in only_error(err)
-
-
 def test_taken_port_is_said_before_loading(capfd: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

@@ -1,0 +1,89 @@
+"""Model and mmproj: found by name, checked against each other before anything slow, refused in one sentence."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from autoglm.cli.loading import ModelOptions, find_mmproj, load_model
+from autoglm.cli.serve import ServeOptions, _media_door
+from autoglm.deploy.shipped import SHIPPED_MODELS
+from autoglm.errors import ConfigError, FormatError
+from tests.tiny_models import TinyModel
+
+NANO = SHIPPED_MODELS["nano"]
+FIXTURE = Path(__file__).parent.parent / "fixtures" / "glm4v-tiny"
+
+
+def load(model: Path, mmproj: Path | None) -> object:
+    return load_model(model, ModelOptions(mmproj=mmproj, threads=1, ctx_size=256), lambda what, done, total: None)
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        (["mmproj-Phone-Q8_0.gguf"], "mmproj-Phone-Q8_0.gguf"),
+        (["mmproj-Phone.gguf", "mmproj-Other-Q8_0.gguf"], "mmproj-Phone.gguf"),
+        (["mmproj-Phone-F16.gguf", "mmproj-Phone-Q8_0.gguf"], "mmproj-Phone-Q8_0.gguf"),
+        (["mmproj-Other-Q8_0.gguf"], None),
+        ([], None),
+    ],
+)
+def test_the_models_own_projector_is_found_beside_it(tmp_path: Path, files: list[str], found: str | None) -> None:
+    for name in files:
+        (tmp_path / name).write_bytes(b"x" * (20 if "F16" in name else 10))
+    path = find_mmproj(tmp_path / "Phone-Q4_K_M.gguf", ModelOptions())
+    assert (path and path.name) == found
+
+
+def test_an_explicit_projector_wins(tmp_path: Path) -> None:
+    (tmp_path / "mmproj-Phone-Q8_0.gguf").touch()
+    other = tmp_path / "other.gguf"
+    assert find_mmproj(tmp_path / "Phone-Q4_K_M.gguf", ModelOptions(mmproj=other)) == other
+
+
+def test_a_projector_of_another_width_is_refused() -> None:
+    with pytest.raises(FormatError, match="makes tokens of width 256, and .* takes 64; mend: give the mmproj"):
+        load(FIXTURE / "main-f32.gguf", NANO.mmproj)
+
+
+def test_two_models_are_no_pair() -> None:
+    with pytest.raises(FormatError, match="model of architecture 'glm4', not a multimodal projector"):
+        load(NANO.path, NANO.path)
+
+
+def test_a_projector_is_no_model() -> None:
+    with pytest.raises(FormatError, match="this is a multimodal projector"):
+        load(NANO.mmproj, None)
+
+
+def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
+    cut = tmp_path / "mmproj-cut.gguf"
+    cut.write_bytes(NANO.mmproj.read_bytes()[:-4096])
+    with pytest.raises(FormatError, match="fetch it again"):
+        load(NANO.path, cut)
+
+
+def test_a_backbone_without_picture_tokens_is_refused(tmp_path: Path, tiny_glm4: TinyModel) -> None:
+    """The tiny GLM-4 has the width the projector wants and no token for pictures."""
+    shutil.copy(FIXTURE / "mmproj-q8_0.gguf", tmp_path / "mmproj.gguf")
+    with pytest.raises(FormatError, match="width 64|no token for pictures"):
+        load(tiny_glm4.path, tmp_path / "mmproj.gguf")
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        (ServeOptions(allow_remote_media=("example.com",)), "--allow-remote-media"),
+        (ServeOptions(media_path=Path("/tmp")), "--media-path"),
+        (ServeOptions(max_pixels=5000), "--max-pixels"),
+    ],
+)
+def test_media_flags_without_a_projector_are_errors(
+    tmp_path: Path, options: ServeOptions, flag: str, tiny_glm4: TinyModel
+) -> None:
+    loaded = load(tiny_glm4.path, None)
+    with pytest.raises(ConfigError, match=f"{flag} has no effect: no mmproj is loaded"):
+        _media_door(loaded, options)  # type: ignore[arg-type]
