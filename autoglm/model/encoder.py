@@ -62,7 +62,8 @@ def resampled(grid: NDArray[np.float32], rows: int, columns: int) -> NDArray[np.
     """
     for axis, count in enumerate((rows, columns)):
         if grid.shape[axis] != count:
-            grid = np.moveaxis(np.tensordot(_cubic(grid.shape[axis], count), grid, axes=(1, axis)), 0, axis)
+            moved = np.tensordot(_cubic(grid.shape[axis], count), grid, axes=(1, axis))
+            grid = np.moveaxis(moved, 0, axis).astype(np.float32)
     return np.ascontiguousarray(grid, np.float32)
 
 

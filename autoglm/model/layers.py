@@ -75,7 +75,8 @@ class Convolution:
         windows = np.lib.stride_tricks.sliding_window_view(padded, self._kernel, axis=axes)  # [*places, in, *kernel]
         windows = windows[tuple(slice(None, None, self._stride) for _ in axes)]
         places = windows.shape[: len(axes)]
-        return self._linear(windows.reshape(int(np.prod(places)), -1)).reshape(*places, -1)
+        result: NDArray[np.float32] = self._linear(windows.reshape(int(np.prod(places)), -1)).reshape(*places, -1)
+        return result
 
 
 def relu(x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -111,7 +112,8 @@ class Projector:
         start_whole(program, len(x))
         for _ in run_slices(program):
             pass
-        return program.view(tokens).copy()
+        result: NDArray[np.float32] = program.view(tokens).copy()
+        return result
 
 
 def attend(
@@ -135,4 +137,5 @@ def attend(
     start_whole(program, count)
     for _ in run_slices(program):
         pass
-    return program.view(out).reshape(count, heads, size).copy()
+    result: NDArray[np.float32] = program.view(out).reshape(count, heads, size).copy()
+    return result
