@@ -83,9 +83,9 @@ class CpuModelRunner:
 
     def token_embeddings(self, token_ids: NDArray[np.int32]) -> NDArray[np.float32]:
         """Rows of the token table: f32 [len(token_ids), hidden]."""
-        info, rows = self._gguf.tensors[TOKEN_TABLE], self._gguf.data(TOKEN_TABLE)[token_ids]
-        width = self.model_config.hidden_size
-        values = dequantize(np.ascontiguousarray(rows).ravel(), int(info.type), len(token_ids) * width)
+        info, width = self._gguf.tensors[TOKEN_TABLE], self.model_config.hidden_size
+        rows = self._gguf.data(TOKEN_TABLE).reshape(self.vocab_size, -1)[token_ids]
+        values = dequantize(rows.ravel(), int(info.type), len(token_ids) * width)
         return values.reshape(len(token_ids), width)
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
