@@ -32,8 +32,8 @@ NANO_PLAN = Plan(
     steps={
         "reading": 3000, "eyes": 1500, "listening": 1500, "ears": 3000, "pictures": 600, "sounds": 4000,
         "sight": 1000, "teacher": 1100,
-        "student": 250, "distilled": 250, "pruned": 40,
-        "qat": 90, "gcmf": 80, "concat": 80,
+        "student": 180, "distilled": 180, "pruned": 40,
+        "qat": 90, "gcmf": 120, "concat": 120,
     },
     sizes=Sizes(),
     # Mostly sounds: typing was learned before, and what is said is harder to learn.
