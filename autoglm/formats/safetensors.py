@@ -84,12 +84,9 @@ def _kind(start: bytes) -> str:
 
 def _tensor(path: Path, name: str, entry: object, data_start: int, file_bytes: int) -> SafeTensor:
     shown = f"{path}: tensor {ascii(name)[:80]}"
-    dtype, shape, offsets = (
-        (entry.get("dtype"), entry.get("shape"), entry.get("data_offsets"))
-        if isinstance(entry, dict)
-        else (None, None, None)
-    )
-    if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2 or len(shape) > MAX_DIMS:
+    fields = entry if isinstance(entry, dict) else {}
+    dtype, shape, offsets = fields.get("dtype"), _counts(fields.get("shape")), _counts(fields.get("data_offsets"))
+    if shape is None or offsets is None or len(offsets) != 2 or not 1 <= len(shape) <= MAX_DIMS:
         raise FormatError(f"{shown} has no valid shape and data_offsets; fetch the file again")
     if dtype not in DTYPES:
         raise FormatError(f"{shown} is of type {ascii(dtype)[:20]}, expected one of {', '.join(DTYPES)}")
@@ -105,5 +102,6 @@ def _tensor(path: Path, name: str, entry: object, data_start: int, file_bytes: i
     return SafeTensor(path, name, dtype, tuple(shape), data_start + begin)
 
 
-def _are_counts(values: Any) -> bool:
-    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+def _counts(values: object) -> list[int] | None:
+    """A list of whole numbers from 0 up, or None for anything else."""
+    return values if isinstance(values, list) and all(type(item) is int and item >= 0 for item in values) else None

@@ -48,7 +48,7 @@ def _sum(x: F32Array) -> F32Array:
     while x.shape[-1] > 1:
         half = x.shape[-1] // 2
         x = x[..., :half] + x[..., half:]
-    return x[..., 0]
+    return np.asarray(x[..., 0], np.float32)
 
 
 def _inverse(x: F32Array) -> F32Array:
@@ -58,7 +58,7 @@ def _inverse(x: F32Array) -> F32Array:
 
 
 def _codes(x: F32Array, low: int, high: int) -> F32Array:
-    return np.rint(np.clip(x, np.float32(low), np.float32(high))) + _F0
+    return np.asarray(np.rint(np.clip(x, np.float32(low), np.float32(high))) + _F0, np.float32)
 
 
 def _half(x: F32Array) -> F32Array:

@@ -135,7 +135,7 @@ def rotary_rows(text: TextShape, num_heads: int) -> NDArray[np.int64]:
     """Row r of the file's q or k is row rotary_rows[r] of the checkpoint's: i64 [num_heads * head_dim]."""
     rotary, head_dim = text.rotary_dim, text.head_dim
     head = np.concatenate([np.arange(0, rotary, 2), np.arange(1, rotary, 2), np.arange(rotary, head_dim)])
-    return (np.arange(num_heads)[:, None] * head_dim + head).reshape(-1)
+    return np.asarray(np.arange(num_heads)[:, None] * head_dim + head, np.int64).reshape(-1)
 
 
 def vision_entries(vision: VisionShape) -> list[Entry]:

@@ -58,7 +58,7 @@ class JsonObject:
 
     def section(self, key: str, default: Mapping[str, Any] | None = None) -> JsonObject:
         """An object inside this one."""
-        values = self.get(key, dict, None if default is None else dict(default))
+        values: dict[str, Any] = self.get(key, dict) if default is None else self.get(key, dict, dict(default))
         return JsonObject(values, f"{self.where}: {key}")
 
 
