@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from autoglm.cli.loading import ModelOptions, find_mmproj, load_model
 from autoglm.cli.serve import ServeOptions, _media_door
 from autoglm.deploy.shipped import SHIPPED_MODELS
 from autoglm.errors import ConfigError, FormatError
+from autoglm.formats.gguf import GGUFFile
+from autoglm.kernels import Runtime
+from autoglm.model.loader import read_model_config
+from autoglm.model.multimodal import Multimodal, find_media_tokens
 from tests.tiny_models import TinyModel
 
 NANO = SHIPPED_MODELS["nano"]
@@ -66,11 +70,12 @@ def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
         load(NANO.path, cut)
 
 
-def test_a_backbone_without_picture_tokens_is_refused(tmp_path: Path, tiny_glm4: TinyModel) -> None:
-    """The tiny GLM-4 has the width the projector wants and no token for pictures."""
-    shutil.copy(FIXTURE / "mmproj-q8_0.gguf", tmp_path / "mmproj.gguf")
-    with pytest.raises(FormatError, match="width 64|no token for pictures"):
-        load(tiny_glm4.path, tmp_path / "mmproj.gguf")
+def test_a_backbone_without_picture_tokens_is_refused() -> None:
+    backbone = read_model_config(GGUFFile.open(FIXTURE / "main-f32.gguf"))
+    mmproj = GGUFFile.open(FIXTURE / "mmproj-q8_0.gguf")
+    tokens = find_media_tokens({"<|user|>": 5}.get)
+    with pytest.raises(FormatError, match="has no token for pictures"):
+        Multimodal(mmproj, Runtime(1), backbone, tokens, lambda ids: np.zeros((len(ids), 64), np.float32))
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,8 @@ class FakeRunner:
             else:
                 what = np.uint64(token_id) + np.uint64(1)
             where = batch.positions[:, seen].astype(np.uint64)
-            own = own * np.uint64(31) + what * _GOLDEN + where[0] + where[1] * np.uint64(7) + where[2] * np.uint64(13)
+            moved = (where[1] - where[0]) * np.uint64(7) + (where[2] - where[0]) * np.uint64(13)  # 0 for text
+            own = own * np.uint64(31) + what * _GOLDEN + where[0] + moved
         return own
 
     def _slots(self, batch: Batch, s: int, num_tokens: int) -> NDArray[np.int64]:

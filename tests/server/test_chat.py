@@ -43,7 +43,7 @@ async def test_a_plain_reply_has_openais_shape(serve: ServeFunction) -> None:
     assert (choice["index"], choice["finish_reason"], choice["logprobs"]) == (0, "stop", None)
     usage = body["usage"]
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
-    assert usage["prompt_tokens_details"] == {"cached_tokens": 0}
+    assert usage["prompt_tokens_details"] == {"cached_tokens": 0, "image_tokens": 0, "audio_tokens": 0}
     assert usage["completion_tokens_details"] == {"reasoning_tokens": 0}
 
 
