@@ -76,7 +76,7 @@ def decode_picture(data: bytes, *, limits: MediaLimits, param: str) -> Picture:
         )
     rgb = _decode(header, param)
     digest = hashlib.sha256(struct.pack("<II", rgb.shape[1], rgb.shape[0]))
-    digest.update(rgb)
+    digest.update(rgb.data)
     return Picture(rgb, header.format, digest.digest())
 
 

@@ -124,7 +124,7 @@ def decode_sound(data: bytes, *, limits: MediaLimits, param: str) -> Sound:
     if samples.size > most:
         samples = samples[:most].copy()
     samples.setflags(write=False)
-    return Sound(samples, name, hashlib.sha256(samples.tobytes()).digest())
+    return Sound(samples, name, hashlib.sha256(samples.data).digest())
 
 
 # libsndfile's "I do not know": a stream whose writer never came back to fill in the length.

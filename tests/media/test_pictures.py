@@ -187,13 +187,14 @@ BOMBS = {
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs_cost_milliseconds(name: str) -> None:
     data = BOMBS[name]
-    tracemalloc.start()
     started_s = time.process_time()
     refusal(data)
     took_s = time.process_time() - started_s
+    tracemalloc.start()
+    refusal(data)
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert took_s < 0.25, f"{name} took {took_s:.3f} s of processor time"
+    assert took_s < 0.1, f"{name} took {took_s:.3f} s of processor time"
     assert peak_bytes < len(data) + (4 << 20), f"{name} held {peak_bytes} bytes"
 
 
