@@ -103,7 +103,8 @@ class GcmfFusion:
         width = x.shape[1]
 
         def heads(y: NDArray[np.float32]) -> NDArray[np.float32]:
-            return y.reshape(len(y), self._num_heads, -1).transpose(1, 0, 2)
+            result: NDArray[np.float32] = y.reshape(len(y), self._num_heads, -1).transpose(1, 0, 2)
+            return result
 
         q, k, v = heads(target.q(normed)), heads(target.k(others)), heads(target.v(others))
         scores = q @ k.transpose(0, 2, 1) * np.float32((width // self._num_heads) ** -0.5)

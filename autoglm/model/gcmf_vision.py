@@ -178,7 +178,8 @@ class GcmfVision:
         size = self.config.patch_size
         rows, columns = pixels.shape[1] // size, pixels.shape[2] // size
         patches = pixels.reshape(3, rows, size, columns, size).transpose(1, 3, 0, 2, 4)
-        return self._patch_embed(patches.reshape(rows * columns, -1)).reshape(rows, columns, -1)
+        result: NDArray[np.float32] = self._patch_embed(patches.reshape(rows * columns, -1)).reshape(rows, columns, -1)
+        return result
 
     def _transformer(self, num_patches: int) -> tuple[Program, int]:
         """All blocks for one size of picture, and the buffer that holds the patches before and after."""

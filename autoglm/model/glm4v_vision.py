@@ -145,7 +145,8 @@ class Glm4vVision:
         program.view(inputs)[:] = merged
         start_whole(program, len(merged))
         yield from run_slices(program, slice_s)
-        return program.view(tokens).copy()
+        result: NDArray[np.float32] = program.view(tokens).copy()
+        return result
 
     def _tower(self, num_patches: int) -> tuple[Program, int, int, int]:
         """The 24 blocks for one size of picture; the buffers of patches, of positions and of features."""

@@ -80,7 +80,7 @@ class Convolution:
 
 
 def relu(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.maximum(x, np.float32(0))
+    return np.asarray(np.maximum(x, np.float32(0)), np.float32)
 
 
 def sigmoid(x: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -94,12 +94,21 @@ def decode(door: MediaDoor, parts: Sequence[MediaPart], files: Sequence[bytes], 
     pictures, sounds = [], []
     for part, data in zip(parts, files, strict=True):
         if part.kind == "picture":
-            pictures.append(decode_picture(data, limits=door.limits, param=part.param))
+            picture = decode_picture(data, limits=door.limits, param=part.param)
+            _check_shape(door, picture, part)
+            pictures.append(picture)
         else:
             sounds.append(decode_sound(data, limits=door.limits, param=part.param))
     asked = requested_max_pixels(request.max_pixels, request.mm_processor_kwargs, num_pictures=len(pictures))
     chosen = door.multimodal.pixel_budget(door.max_pixels).resolve(asked)
     return RequestMedia(tuple(pictures), tuple(sounds), chosen, (time.monotonic() - started_s) * 1e3)
+
+
+def _check_shape(door: MediaDoor, picture: Picture, part: MediaPart) -> None:
+    try:
+        door.multimodal.picture_size(picture.width, picture.height)
+    except RequestError as error:
+        raise RequestError(f"{part.param}: {error}", param=part.param, code="invalid_image") from None
 
 
 def widen(door: MediaDoor, token_ids: list[int], media: RequestMedia) -> tuple[list[int], PromptMedia, MediaReport]:
