@@ -145,6 +145,7 @@ def _serve(
         kv_memory=kv_memory,
         prefix_cache=not no_prefix_cache,
         mmproj=mmproj,
+        takes_media=True,
     )
     serving.serve(
         options,

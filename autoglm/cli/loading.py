@@ -47,6 +47,7 @@ class ModelOptions:
     kv_memory: str | None = None
     prefix_cache: bool = True
     mmproj: Path | None = None
+    takes_media: bool = False  # look for the mmproj beside the model
     max_sound_s: float = MediaLimits.max_sound_s
 
 
@@ -106,6 +107,8 @@ def find_mmproj(path: Path, options: ModelOptions) -> Path | None:
     """The projector to load: --mmproj, or the one of the model's own name that lies beside it; None: text only."""
     if options.mmproj is not None:
         return options.mmproj
+    if not options.takes_media:
+        return None
     name = _QUANTIZATION_SUFFIX.sub("", path.stem) or path.stem
     found = sorted(path.parent.glob("mmproj-*.gguf"))
     own = [file for file in found if file.stem.removeprefix("mmproj-") in (name, path.stem)]
@@ -126,7 +129,8 @@ def load_model(path: Path, options: ModelOptions, report: pull.Progress) -> Load
     logger.info(f"Loading GLM backbone with {parameter_count(model_config.num_parameters)} parameters")
     tokenizer = Tokenizer.from_gguf(gguf)
     template = ChatTemplate.from_gguf(gguf, _template_source(options.chat_template_file))
-    weights_bytes = sum(tensor.nbytes for tensor in gguf.tensors.values())
+    files = (gguf,) if mmproj is None else (gguf, mmproj)
+    weights_bytes = sum(tensor.nbytes for file in files for tensor in file.tensors.values())
     available = available_memory_bytes()
     wanted = _with_room_for_media(_engine_config(options, model_config), mmproj, model_config, options)
     engine_config = fit_engine_config(model_config, weights_bytes, wanted, available)

@@ -196,7 +196,7 @@ class Engine:
         failed = self._end_unencodable()
         if not scheduled:
             return failed
-        self._note_admissions(scheduled, started_s)
+        self._note_admissions(scheduled, time.monotonic())
         batch = self._builder.build(scheduled)
         run_s = time.monotonic()
         try:

@@ -170,7 +170,7 @@ class GcmfVision:
     def _embed(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """[3, H, W] -> [rows, columns, width] of patches."""
         if self._stem:
-            x = pixels.transpose(1, 2, 0)
+            x: NDArray[np.float32] = pixels.transpose(1, 2, 0)
             for convolution, stride in zip(self._stem, _STEM_STRIDES, strict=True):
                 y = convolution(x)
                 x = relu(x + y if stride == 1 else y)

@@ -38,7 +38,7 @@ def load(model: Path, mmproj: Path | None) -> object:
 def test_the_models_own_projector_is_found_beside_it(tmp_path: Path, files: list[str], found: str | None) -> None:
     for name in files:
         (tmp_path / name).write_bytes(b"x" * (20 if "F16" in name else 10))
-    path = find_mmproj(tmp_path / "Phone-Q4_K_M.gguf", ModelOptions())
+    path = find_mmproj(tmp_path / "Phone-Q4_K_M.gguf", ModelOptions(takes_media=True))
     assert (path and path.name) == found
 
 

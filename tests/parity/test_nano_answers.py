@@ -36,7 +36,11 @@ NANO = SHIPPED_MODELS["nano"]
 
 @pytest.fixture(scope="module")
 def loaded() -> LoadedModel:
-    return load_model(NANO.path, ModelOptions(model="nano", threads=2, ctx_size=2048), lambda what, done, total: None)
+    return load_model(
+        NANO.path,
+        ModelOptions(model="nano", threads=2, ctx_size=2048, takes_media=True),
+        lambda what, done, total: None,
+    )
 
 
 @pytest.fixture(scope="module")
