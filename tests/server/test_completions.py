@@ -17,7 +17,14 @@ async def test_text_and_its_token_ids_give_the_same_answer(serve: ServeFunction)
         ]
     assert len({reply["choices"][0]["text"] for reply in replies}) == 1
     assert replies[0]["object"] == "text_completion"
-    assert replies[0]["usage"] == {**replies[1]["usage"], "prompt_tokens_details": {"cached_tokens": 0}}
+    assert replies[0]["usage"] == {
+        **replies[1]["usage"],
+        "prompt_tokens_details": {
+            "cached_tokens": 0,
+            "image_tokens": 0,
+            "audio_tokens": 0,
+        },
+    }
     assert replies[0]["choices"][0]["finish_reason"] == "length"
 
 
