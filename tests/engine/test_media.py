@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from autoglm.config import EngineConfig
+from autoglm.engine.batch import Batch
 from autoglm.engine.encoder_queue import EncoderQueue
 from autoglm.engine.engine import Engine
 from autoglm.engine.sampling import SamplingParams
@@ -103,6 +104,30 @@ def test_an_answer_does_not_depend_on_chunks(two_way: bool) -> None:
     wanted = answer(make_engine(), [1, 2], two_way=two_way)
     for budget in (57, 64, 90, 200):
         assert answer(make_engine(budget=budget), [1, 2], two_way=two_way) == wanted
+
+
+def test_tokens_of_one_picture_see_each_other_where_they_should() -> None:
+    assert answer(make_engine(), [1], two_way=True) != answer(make_engine(), [1], two_way=False)
+
+
+def test_the_answer_goes_on_from_the_prompts_last_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture of 1 x 40 tokens takes 40 places, one of 4 x 10 takes 10: what follows stands nearer."""
+    engine = make_engine()
+    seen: list[list[int]] = []
+    real = engine.runner.run
+
+    def watched(batch: Batch) -> object:
+        seen.append(batch.positions[:, -1].tolist())
+        return real(batch)
+
+    monkeypatch.setattr(engine.runner, "run", watched)
+    ids, media = prompt(Encoder(), [1], before=3, after=2)
+    grid = np.divmod(np.arange(40, dtype=np.int32), 10)
+    media.positions[:, 3:43] = 3 + np.stack([np.zeros(40, np.int32), *grid])
+    media.positions[:, 43:] = [[13, 14]] * 3
+    moved = PromptMedia(media.jobs, media.positions)
+    run(engine, make_sequence("one", ids, moved, max_tokens=3))
+    assert seen == [[14] * 3, [15] * 3, [16] * 3]
 
 
 def test_what_a_picture_shows_and_where_it_stands_matters() -> None:
