@@ -70,7 +70,7 @@ class ModelConfig:
         )
 
 
-KV_CACHE_TYPES = ("f16", "q8_0")
+KV_CACHE_TYPES = ("f32", "f16", "q8_0")
 # Prefill gains nothing from longer steps (the kernels block rows by 512), and people wait behind them.
 DEFAULT_BATCHED_TOKENS = 512
 
