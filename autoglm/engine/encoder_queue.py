@@ -64,15 +64,14 @@ class EncoderQueue:
 
     def advance(self, slice_s: float) -> None:
         """Work on the first job in line for about slice_s seconds."""
-        if self._current is None:
-            if not self._waiting:
-                return
-            job = self._waiting.popleft()
-            self._current = job, job.encode(slice_s)
-        job, encoding = self._current
+        if not self.has_work():
+            return
+        job = self._waiting.popleft() if self._current is None else self._current[0]
         started_s = time.monotonic()
         try:
-            next(encoding)
+            if self._current is None:
+                self._current = job, job.encode(slice_s)
+            next(self._current[1])
         except StopIteration as end:
             self._finish(job)
             self.num_encoded += 1

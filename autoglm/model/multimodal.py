@@ -27,7 +27,7 @@ from autoglm.config import ModelConfig
 from autoglm.errors import FormatError, RequestError
 from autoglm.formats.gguf import GGUFFile
 from autoglm.kernels import Runtime
-from autoglm.media.glm4v_pixels import MAX_PIXELS, MIN_PIXELS, patch_grid, pixel_values
+from autoglm.media.glm4v_pixels import MAX_PIXELS, MIN_PIXELS, PatchGrid, patch_grid, pixel_values
 from autoglm.media.log_mel import log_mel, num_frames
 from autoglm.media.pictures import Picture
 from autoglm.media.pixel_budget import PixelBudget
@@ -205,8 +205,7 @@ class Multimodal:
         assert vision is not None
 
         def encode(slice_s: float) -> Encoding:
-            grid = patch_grid(size.width, size.height)
-            patches = pixel_values(picture.rgb, grid)
+            patches = pixel_values(picture.rgb, PatchGrid(size.width, size.height))
             return vision.encode(patches, size.rows * 2, size.columns * 2, slice_s)
 
         return MediaJob(self._key(b"picture", picture.content_hash, _bytes(size.width, size.height)), (span,), encode)

@@ -204,6 +204,18 @@ def test_a_picture_that_fails_ends_its_own_request_alone() -> None:
     assert engine.block_manager.num_used_blocks == 0
 
 
+def test_a_picture_that_cannot_even_begin_ends_its_own_request_alone() -> None:
+    def begin(slice_s: float) -> Encoding:
+        raise MemoryError
+
+    engine = make_engine()
+    ids, media = prompt(Encoder(), [1])
+    broken = PromptMedia([MediaJob(bytes(32), media.spans, begin)], media.positions)
+    outputs = run(engine, make_sequence("bad", ids, broken), make_sequence("good", [11, 12], None))
+    assert [output.finish_reason for output in outputs["bad"]] == ["error"]
+    assert outputs["good"][-1].finish_reason == "length"
+
+
 def test_leaving_stops_the_encoder_unless_somebody_else_waits() -> None:
     for others in (0, 1):
         engine, encoder = make_engine(), Encoder(slices=50)
