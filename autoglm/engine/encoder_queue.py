@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Iterable
 
-from autoglm.media.prompt_media import Embeddings, Encoding, MediaJob
+from autoglm.media.prompt_media import EmbeddingMemory, Embeddings, Encoding, MediaJob
 
 logger = logging.getLogger(__name__)
 
@@ -19,21 +19,14 @@ class EncoderQueue:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
+        self.memory = EmbeddingMemory(max_bytes)
         self.num_encoded = 0
         self.num_remembered = 0
-        self._memory: OrderedDict[bytes, Embeddings] = OrderedDict()
-        self._num_bytes = 0
         self._waiting: deque[MediaJob] = deque()
         self._asked: set[bytes] = set()
         self._errors: OrderedDict[bytes, Exception] = OrderedDict()
         self._seconds: OrderedDict[bytes, float] = OrderedDict()
         self._current: tuple[MediaJob, Encoding] | None = None
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of embeddings remembered."""
-        return self._num_bytes
 
     def has_work(self) -> bool:
         return self._current is not None or bool(self._waiting)
@@ -43,9 +36,8 @@ class EncoderQueue:
         error = self._errors.pop(job.key, None)
         if error is not None:
             raise error
-        found = self._memory.get(job.key)
+        found = self.memory.get(job.key)
         if found is not None:
-            self._memory.move_to_end(job.key)
             self.num_remembered += 1
             return found
         if job.key not in self._asked:
@@ -75,7 +67,7 @@ class EncoderQueue:
         except StopIteration as end:
             self._finish(job)
             self.num_encoded += 1
-            self._remember(job.key, end.value)
+            self.memory.put(job.key, end.value)
         except Exception as error:
             self._finish(job)
             self._errors[job.key] = error
@@ -96,11 +88,3 @@ class EncoderQueue:
     def _finish(self, job: MediaJob) -> None:
         self._current = None
         self._asked.discard(job.key)
-
-    def _remember(self, key: bytes, embeddings: Embeddings) -> None:
-        # The newest stays whatever its size: somebody is about to fetch it.
-        self._memory[key] = embeddings
-        self._num_bytes += embeddings.nbytes
-        while self._num_bytes > self.max_bytes and len(self._memory) > 1:
-            _, old = self._memory.popitem(last=False)
-            self._num_bytes -= old.nbytes

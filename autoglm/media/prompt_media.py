@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 
@@ -108,3 +109,29 @@ class PromptMedia:
             if span.sees_itself and span.start < end < span.end:
                 return max(start, span.start)
         return end
+
+
+class EmbeddingMemory:
+    """Embeddings by key within a budget of bytes, the least recently used first to go.
+
+    The newest stays whatever its size: somebody is about to use it.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.num_bytes = 0
+        self._kept: OrderedDict[bytes, Embeddings] = OrderedDict()
+
+    def get(self, key: bytes) -> Embeddings | None:
+        found = self._kept.get(key)
+        if found is not None:
+            self._kept.move_to_end(key)
+        return found
+
+    def put(self, key: bytes, embeddings: Embeddings) -> None:
+        """Keep what was not there."""
+        self._kept[key] = embeddings
+        self.num_bytes += embeddings.nbytes
+        while self.num_bytes > self.max_bytes and len(self._kept) > 1:
+            _, old = self._kept.popitem(last=False)
+            self.num_bytes -= old.nbytes

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -31,7 +30,7 @@ from autoglm.media.glm4v_pixels import MAX_PIXELS, MIN_PIXELS, PatchGrid, patch_
 from autoglm.media.log_mel import log_mel, num_frames
 from autoglm.media.pictures import Picture
 from autoglm.media.pixel_budget import PixelBudget
-from autoglm.media.prompt_media import Encoding, MediaJob, MediaSpan, PromptMedia
+from autoglm.media.prompt_media import EmbeddingMemory, Encoding, MediaJob, MediaSpan, PromptMedia
 from autoglm.media.screen_pixels import encoder_pixels, encoder_size
 from autoglm.media.sounds import Sound
 from autoglm.model.gcmf_audio import GcmfAudio, read_gcmf_audio_config
@@ -104,7 +103,7 @@ class Multimodal:
         self.kind = check_projector(gguf, backbone)
         self.tokens = tokens
         self._embed, self._two_way = embed, backbone.attention_mode == "media"
-        self._memory: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
+        self._memory = EmbeddingMemory(_REMEMBERED_BYTES)
         self._file = f"{gguf.path.name}:{gguf.file_bytes}".encode()
         if tokens.image is None:
             raise FormatError(
@@ -259,7 +258,7 @@ class Multimodal:
 
     def _see(self, picture: Picture, size: PictureSize, slice_s: float) -> Encoding:
         key = self._key(b"seen", picture.content_hash, _bytes(size.width, size.height))
-        found = self._recall(key)
+        found = self._memory.get(key)
         if found is None:
             # plan() fixed the size, so the budget that gives it is its area.
             config = self._vision.config
@@ -269,16 +268,16 @@ class Multimodal:
                 factor=config.patch_size * config.merge_size,
             )
             found = yield from self._vision.encode(pixels, slice_s)
-            self._remember(key, found)
+            self._memory.put(key, found)
         return found
 
     def _hear(self, sound: Sound) -> Encoding:
         assert self._audio is not None
         key = self._key(b"heard", sound.content_hash)
-        found = self._recall(key)
+        found = self._memory.get(key)
         if found is None:
             found = yield from self._audio.encode(log_mel(sound.samples))
-            self._remember(key, found)
+            self._memory.put(key, found)
         return found
 
     def _key(self, *parts: bytes) -> bytes:
@@ -286,16 +285,6 @@ class Multimodal:
         for part in parts:
             digest.update(len(part).to_bytes(8, "little") + part)
         return digest.digest()
-
-    def _recall(self, key: bytes) -> NDArray[np.float32] | None:
-        if key in self._memory:
-            self._memory.move_to_end(key)
-        return self._memory.get(key)
-
-    def _remember(self, key: bytes, tokens: NDArray[np.float32]) -> None:
-        self._memory[key] = tokens
-        while sum(kept.nbytes for kept in self._memory.values()) > _REMEMBERED_BYTES and len(self._memory) > 1:
-            self._memory.popitem(last=False)
 
 
 @dataclass(frozen=True)

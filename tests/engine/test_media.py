@@ -244,7 +244,7 @@ def test_memory_stays_within_its_budget() -> None:
         _, media = prompt(encoder, [seed])
         assert queue.get(media.jobs[0]) is None
         queue.advance(1.0)
-    assert queue.num_bytes == queue.max_bytes
+    assert queue.memory.num_bytes == queue.memory.max_bytes
     found = [queue.get(prompt(encoder, [seed])[1].jobs[0]) is not None for seed in range(5)]
     assert found == [False, False, True, True, True]
 
