@@ -41,8 +41,9 @@ def join_world() -> World:
 
 
 def leave_world() -> None:
-    """Leave the group join_world joined."""
+    """Leave the group join_world joined, all processes together: one that leaves early aborts the others' last words."""
     if dist.is_available() and dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()
 
 

@@ -61,19 +61,25 @@ def _font(name: str, index: int, half_px: int) -> ImageFont.FreeTypeFont | None:
 
 
 def _stand_in_text(text: str, half_px: int) -> Image.Image:
-    """Each character in a cell of its own; rows as in `text_glyphs`."""
+    """Each character in a cell of its own, as wide as real fonts make it; rows as in `text_glyphs`."""
     size, pad = half_px / 2, half_px
-    canvas = Image.new("L", (round(len(text) * size) + 2 * pad, 3 * half_px))
+    canvas = Image.new("L", (round(_stand_in_advance(text, half_px)) + 2 * pad, 3 * half_px))
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(size)
-    for index, character in enumerate(text):
-        x = pad + index * size
+    x = float(pad)
+    for character in text:
+        width = _stand_in_advance(character, half_px)
         if ord(character) < _FIRST_IDEOGRAPH:
-            draw.text((x, 2 * half_px), character, font=font, fill=255, anchor="ls")
+            draw.text((x + width / 2, 2 * half_px), character, font=font, fill=255, anchor="ms")
         else:
             square = _pattern(character, max(1, round(0.84 * size)))
             canvas.paste(square, (round(x), round(2 * half_px - (_MIDDLE + 0.42) * size)))
+        x += width
     return canvas
+
+
+def _stand_in_advance(text: str, half_px: int) -> float:
+    return sum(0.55 if ord(character) < _FIRST_IDEOGRAPH else 1.0 for character in text) * half_px / 2
 
 
 @lru_cache(maxsize=30_000)
@@ -85,7 +91,7 @@ def text_glyphs(font_name: str, index: int, half_px: int, text: str) -> Glyphs:
     font = _font(font_name, index, half_px)
     pad, baseline = half_px, 2 * half_px
     if font is None:
-        canvas, advance = _stand_in_text(text, half_px), len(text) * half_px / 2
+        canvas, advance = _stand_in_text(text, half_px), _stand_in_advance(text, half_px)
     else:
         advance = font.getlength(text)
         canvas = Image.new("L", (int(advance) + 2 * pad, 3 * half_px))
