@@ -41,7 +41,7 @@ def join_world() -> World:
 
 
 def leave_world() -> None:
-    """Leave the group join_world joined, all processes together: one that leaves early aborts the others' last words."""
+    """Leave the group join_world joined, all together: one that left early would abort the others."""
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
