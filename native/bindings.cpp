@@ -236,6 +236,11 @@ struct PyProgram {
   }
 };
 
+RopeConfig to_rope(int head_dim, int rotary_dim, bool interleaved, std::tuple<int, int, int> sections, Floats inv_freq) {
+  return {head_dim, rotary_dim, interleaved, {std::get<0>(sections), std::get<1>(sections), std::get<2>(sections)},
+          std::vector<float>(inv_freq.data(), inv_freq.data() + inv_freq.size())};
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -301,12 +306,15 @@ NB_MODULE(_native, m) {
       }, "act"_a, "gate"_a, "up"_a, "result"_a)
       .def("set_attention", [](PyProgram& p, std::shared_ptr<KvCache> cache, int num_heads, int rotary_dim, bool interleaved,
                                std::tuple<int, int, int> sections, int head_dim, Floats inv_freq) {
-        p.program.set_attention({head_dim, rotary_dim, interleaved,
-                                 {std::get<0>(sections), std::get<1>(sections), std::get<2>(sections)},
-                                 std::vector<float>(inv_freq.data(), inv_freq.data() + inv_freq.size())}, cache, num_heads);
+        p.program.set_attention(to_rope(head_dim, rotary_dim, interleaved, sections, inv_freq), cache, num_heads);
       }, "cache"_a, "num_heads"_a, "rotary_dim"_a, "interleaved"_a, "sections"_a, "head_dim"_a, "inv_freq"_a.noconvert())
       .def("rope_cache", [](PyProgram& p, int qkv, int layer) { p.program.rope_cache(qkv, layer); }, "qkv"_a, "layer"_a)
       .def("attention", [](PyProgram& p, int qkv, int layer, int out) { p.program.attention(qkv, layer, out); }, "qkv"_a, "layer"_a, "out"_a)
+      .def("set_full_attention", [](PyProgram& p, int num_heads, int rotary_dim, bool interleaved,
+                                    std::tuple<int, int, int> sections, int head_dim, Floats inv_freq) {
+        p.program.set_full_attention(to_rope(head_dim, rotary_dim, interleaved, sections, inv_freq), num_heads);
+      }, "num_heads"_a, "rotary_dim"_a, "interleaved"_a, "sections"_a, "head_dim"_a, "inv_freq"_a.noconvert())
+      .def("full_attention", [](PyProgram& p, int qkv, int out) { p.program.full_attention(qkv, out); }, "qkv"_a, "out"_a)
       .def("gather", [](PyProgram& p, int x, int out) { p.program.gather(x, out); }, "x"_a, "out"_a)
       .def("result", [](PyProgram& p, int x) { p.program.result(x); }, "x"_a)
       .def("run", &PyProgram::run, "token_ids"_a.noconvert(), "positions"_a.noconvert(), "slot_mapping"_a.noconvert(),

@@ -3,8 +3,16 @@
 
 namespace {
 
-// Dots of one 32-column block (or of 16 columns of it) with T rows: d[t][g] += w . q
-template <int T, int R, bool Signed, int Quads>
+// What four bytes of a lane are: unsigned bytes, Q8_0's form on this instruction set, or two 16-bit numbers.
+enum class Lane { Bytes, Q8, Pairs };
+
+template <Lane L>
+AUTOGLM_INLINE vi dot_lane(vi acc, vb w, Quad a) {
+  return L == Lane::Bytes ? dot4(acc, w, a) : L == Lane::Q8 ? dot4_q8(acc, w, a) : dot2(acc, w, a);
+}
+
+// Dots of one 32-column block (or of another number of quads) with T rows: d[t][g] += w . q
+template <int T, int R, Lane L, int Quads>
 AUTOGLM_INLINE void block_dots(const uint8_t* w, const int8_t* const (&q)[T], int offset, vi (&d)[T][R]) {
 #pragma GCC unroll 8
   for (int k = 0; k < Quads; ++k) {
@@ -15,7 +23,7 @@ AUTOGLM_INLINE void block_dots(const uint8_t* w, const int8_t* const (&q)[T], in
     for (int t = 0; t < T; ++t) {
       const Quad a = quad_load(q[t] + offset + 4 * k);
 #pragma GCC unroll 2
-      for (int g = 0; g < R; ++g) d[t][g] = Signed ? dot4_q8(d[t][g], x[g], a) : dot4(d[t][g], x[g], a);
+      for (int g = 0; g < R; ++g) d[t][g] = dot_lane<L>(d[t][g], x[g], a);
     }
   }
 }
@@ -36,7 +44,7 @@ inline void product_k32(const Scratch& s, int half, const int8_t* qx, const ActM
   for (int b = 0; b < kBlocks; ++b) {
     vi d[T][R];
     AUTOGLM_TILE(d[t][g] = vi_zero())
-    block_dots<T, R, false, 8>(s.w + b * kBlockBytes + half * kVec, q, 32 * b, d);
+    block_dots<T, R, Lane::Bytes, 8>(s.w + b * kBlockBytes + half * kVec, q, 32 * b, d);
     AUTOGLM_TILE(acc[t][g] = vf_fma(vf_from_int(d[t][g]), vf_load(s.scale + 32 * b + 16 * (half + g)), acc[t][g]))
   }
   vi m[T][R];
@@ -63,7 +71,7 @@ inline void product_k16(const Scratch& s, int half, const int8_t* qx, const ActM
       const vi start = vi_offset<5>(meta[t].neg_sum16 + j);
       for (int g = 0; g < R; ++g) d[t][g] = start;
     }
-    block_dots<T, R, false, 4>(s.w + j * (kBlockBytes / 2) + half * kVec, q, 16 * j, d);
+    block_dots<T, R, Lane::Bytes, 4>(s.w + j * (kBlockBytes / 2) + half * kVec, q, 16 * j, d);
     AUTOGLM_TILE(acc[t][g] = vf_fma(vf_from_int(d[t][g]), vf_load(s.scale + 32 * j + 16 * (half + g)), acc[t][g]))
   }
   AUTOGLM_TILE({
@@ -86,7 +94,7 @@ inline void product_b32(const Scratch& s, int half, int blocks, const int8_t* qx
       const vi start = Offset >= 0 ? vi_offset<(Offset < 0 ? 0 : Offset)>(meta[t].neg_sum + b) : vi_zero();
       for (int g = 0; g < R; ++g) d[t][g] = start;
     }
-    block_dots<T, R, Signed, 8>(s.w + b * kBlockBytes + half * kVec, q, 32 * b, d);
+    block_dots<T, R, Signed ? Lane::Q8 : Lane::Bytes, 8>(s.w + b * kBlockBytes + half * kVec, q, 32 * b, d);
     AUTOGLM_TILE({
       const vf x = vf_mul(vf_from_int(d[t][g]), vf_set1(meta[t].scale[b]));
       acc[t][g] = vf_fma(x, vf_load(s.scale + 32 * b + 16 * (half + g)), acc[t][g]);

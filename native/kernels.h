@@ -90,6 +90,19 @@ constexpr int kAttnRows = 64;
 constexpr int kAttnKeys = 64;  // keys whose scores are turned into weights together
 constexpr int kMaxHeadDim = 256;
 
+// All heads of one sequence whose rows all see each other, as full_attention.h packs them. capacity is a multiple of 64.
+struct FullHeads {
+  int rows, num_heads, head_dim, capacity;
+  int8_t* q;           // [num_heads][capacity][head_dim]
+  float* q_scale;      // [num_heads][capacity], the softmax's scale and log2(e) in it
+  int32_t* q_neg_sum;  // [num_heads][capacity]
+  uint8_t* k;          // [num_heads][capacity / 32][head_dim / 4][32][4]
+  float* k_scale;      // [num_heads][capacity]
+  int16_t* v;          // [num_heads][capacity / 64][ceil(head_dim / 32)][32][2][16][2]: key pairs, halves, dims, pair
+  float* v_scale;      // [num_heads][capacity / 64][ceil(head_dim / 32) * 32]
+};
+constexpr int kFullRows = 48;  // query rows that go over the keys together
+
 struct KernelTable {
   const char* name;
 
@@ -120,6 +133,11 @@ struct KernelTable {
   // scratch: kAttnScratch bytes.
   void (*attention)(const KvLayer& layer, const AttnTile& tile, uint8_t* scratch);
 
+  // Pack rows 64 * span .. of one head from fused rows [q | k | v] that lie `stride` floats apart.
+  void (*pack_heads)(const FullHeads& heads, int head, int span, const float* qkv, size_t stride);
+  // Rows first .. first + rows - 1 (at most kFullRows) of one head attend to all rows. scratch: kFullScratch bytes.
+  void (*full_attention)(const FullHeads& heads, int head, int first, int rows, float* const* out, uint8_t* scratch);
+
   // Index of the largest of n floats, the lowest index among equals; -1 if a NaN is among them.
   int (*argmax)(const float* x, int n);
 };
@@ -128,6 +146,9 @@ constexpr size_t kGemmScratch = 8192 + 2048 + 2048 + 512;
 // One block's keys or values as floats, then per row: query, accumulator, weights of a span, running sums, maximum.
 constexpr size_t kAttnScratch =
     sizeof(float) * (kKvBlock * kMaxHeadDim + kAttnRows * (2 * kMaxHeadDim + kAttnKeys + 16 + 1));
+
+// Per row: scores and weights of a span, accumulator, running sums, maximum.
+constexpr size_t kFullScratch = sizeof(float) * kFullRows * (kAttnKeys + kAttnKeys / 2 + kMaxHeadDim + 16 + 1);
 
 const KernelTable* scalar_table();
 const KernelTable* avx2_table();     // null where not built

@@ -15,10 +15,11 @@ using namespace autoglm;
 #include "gemm.h"
 #include "activations.h"
 #include "attention.h"
+#include "full_attention.h"
 
 namespace {
 
 const KernelTable kTable = {kIsaName, gemm_panel, quantize_chunk, rms_norm, layer_norm,
-                             add, silu_mul, gelu, kv_write, attention, argmax};
+                             add, silu_mul, gelu, kv_write, attention, pack_heads, full_attention, argmax};
 
 }  // namespace

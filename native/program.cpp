@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
+#include <utility>
 
 namespace autoglm {
 
@@ -228,21 +229,23 @@ struct Program::GatedMlp : Op {
   }
 };
 
+namespace {
+void rotate(const RopeConfig& rope, const float* cs, float* x) {
+  const int half = rope.rotary_dim / 2;
+  for (int j = 0; j < half; ++j) {
+    float& a = x[rope.interleaved ? 2 * j : j];
+    float& b = x[rope.interleaved ? 2 * j + 1 : j + half];
+    const float c = cs[2 * j], s = cs[2 * j + 1], x0 = a, x1 = b;
+    a = x0 * c - x1 * s;
+    b = x1 * c + x0 * s;
+  }
+}
+}  // namespace
+
 struct Program::RopeCache : Op {
   const char* name() const override { return "rope_cache"; }
   Buffer* qkv;
   int layer;
-
-  static void rotate(const RopeConfig& rope, const float* cs, float* x) {
-    const int half = rope.rotary_dim / 2;
-    for (int j = 0; j < half; ++j) {
-      float& a = x[rope.interleaved ? 2 * j : j];
-      float& b = x[rope.interleaved ? 2 * j + 1 : j + half];
-      const float c = cs[2 * j], s = cs[2 * j + 1], x0 = a, x1 = b;
-      a = x0 * c - x1 * s;
-      b = x1 * c + x0 * s;
-    }
-  }
 
   void run(Program& p, const Step& step, int begin, int end) override {
     const KvLayer& kv = p.cache_->layer(layer);
@@ -296,6 +299,44 @@ struct Program::Attend : Op {
       p.kernels_.attention(p.cache_->layer(layer),
                            {q, o, limit, rows, step.block_tables + (size_t)item.seq * (size_t)step.max_blocks, item.kv_head},
                            p.scratch(thread));
+    });
+  }
+};
+
+struct Program::PackHeads : Op {
+  const char* name() const override { return "pack_heads"; }
+  Buffer* qkv;
+  int count(const Step& step) const override { return (step.num_tokens + kAttnKeys - 1) / kAttnKeys; }
+  int slice(const Program& p) const override { return 2 * p.pool_.size(); }
+  void run(Program& p, const Step& step, int begin, int end) override {
+    const FullHeads& heads = p.full_heads_;
+    const int d = heads.head_dim;
+    p.pool_.parallel_for(end - begin, [&](int i, int) {
+      const int span = begin + i, last = std::min(step.num_tokens, (span + 1) * kAttnKeys);
+      for (int r = span * kAttnKeys; r < last; ++r)
+        for (int h = 0; h < 2 * heads.num_heads; ++h)
+          rotate(p.rope_, step.rope.data() + (size_t)r * (size_t)p.rope_.rotary_dim, qkv->row(r) + h * d);
+      for (int h = 0; h < heads.num_heads; ++h) p.kernels_.pack_heads(heads, h, span, qkv->row(0), (size_t)qkv->stride);
+    });
+  }
+};
+
+struct Program::FullAttend : Op {
+  const char* name() const override { return "full_attention"; }
+  Buffer* out;
+  // Head by head, so that the keys and values of one stay in the cache.
+  int num_heads;
+  static int blocks(const Step& step) { return (step.num_tokens + kFullRows - 1) / kFullRows; }
+  int count(const Step& step) const override { return num_heads * blocks(step); }
+  int slice(const Program& p) const override { return 4 * p.pool_.size(); }
+  void run(Program& p, const Step& step, int begin, int end) override {
+    const FullHeads& heads = p.full_heads_;
+    p.pool_.parallel_for(end - begin, [&](int i, int thread) {
+      const int head = (begin + i) / blocks(step), first = (begin + i) % blocks(step) * kFullRows;
+      const int rows = std::min(kFullRows, step.num_tokens - first);
+      float* o[kFullRows];
+      for (int r = 0; r < rows; ++r) o[r] = out->row(first + r) + head * heads.head_dim;
+      p.kernels_.full_attention(heads, head, first, rows, o, p.scratch(thread));
     });
   }
 };
@@ -444,15 +485,58 @@ void Program::gated_mlp(int a, std::shared_ptr<Matrix> gate, std::shared_ptr<Mat
   ops_.push_back(std::move(op));
 }
 
-void Program::set_attention(RopeConfig rope, std::shared_ptr<KvCache> cache, int num_heads) {
+namespace {
+void check_rope(const RopeConfig& rope) {
   require(rope.rotary_dim > 0 && rope.rotary_dim <= rope.head_dim && rope.rotary_dim % 2 == 0, "rotary_dim");
   require((int)rope.inv_freq.size() == rope.rotary_dim / 2, shape("inv_freq", (int)rope.inv_freq.size(), rope.rotary_dim / 2));
   require(rope.sections[0] + rope.sections[1] + rope.sections[2] == rope.rotary_dim / 2, "rope sections do not sum up");
+}
+}  // namespace
+
+void Program::set_attention(RopeConfig rope, std::shared_ptr<KvCache> cache, int num_heads) {
+  check_rope(rope);
   require(cache->head_dim() == rope.head_dim, "the cache has another head_dim");
   require(num_heads > 0 && num_heads % cache->num_kv_heads() == 0, "query heads are no multiple of KV heads");
   rope_ = std::move(rope);
   cache_ = std::move(cache);
   num_heads_ = num_heads;
+}
+
+void Program::set_full_attention(RopeConfig rope, int num_heads) {
+  check_rope(rope);
+  require(rope.head_dim % 16 == 0 && rope.head_dim <= kMaxHeadDim, "head_dim must be a multiple of 16, at most 256");
+  require(num_heads > 0, "num_heads");
+  const int capacity = round_up(max_tokens_, kAttnKeys);
+  const size_t rows = (size_t)num_heads * (size_t)capacity, cells = rows * (size_t)rope.head_dim;
+  const size_t values = rows * (size_t)round_up(rope.head_dim, kPanelRows);
+  full_pages_ = Pages(2 * cells + values * sizeof(int16_t) + rows * (2 * sizeof(float) + sizeof(int32_t)) +
+                      values / kAttnKeys * sizeof(float));
+  uint8_t* at = full_pages_.data();
+  const auto take = [&at](size_t bytes) { return std::exchange(at, at + bytes); };
+  FullHeads& h = full_heads_;
+  h = {0, num_heads, rope.head_dim, capacity, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+  h.k = take(cells);
+  h.v = (int16_t*)take(values * sizeof(int16_t));
+  h.q = (int8_t*)take(cells);
+  h.k_scale = (float*)take(rows * sizeof(float));
+  h.q_scale = (float*)take(rows * sizeof(float));
+  h.q_neg_sum = (int32_t*)take(rows * sizeof(int32_t));
+  h.v_scale = (float*)take(values / kAttnKeys * sizeof(float));
+  rope_ = std::move(rope);
+}
+
+void Program::full_attention(int qkv, int out) {
+  require(full_heads_.num_heads > 0, "set_full_attention comes first");
+  const int width = full_heads_.num_heads * full_heads_.head_dim;
+  require(at(qkv).width == 3 * width, shape("qkv width", at(qkv).width, 3 * width));
+  require(at(out).width == width, shape("attention output", at(out).width, width));
+  auto pack = std::make_unique<PackHeads>();
+  pack->qkv = &at(qkv);
+  ops_.push_back(std::move(pack));
+  auto attend = std::make_unique<FullAttend>();
+  attend->out = &at(out);
+  attend->num_heads = full_heads_.num_heads;
+  ops_.push_back(std::move(attend));
 }
 
 void Program::rope_cache(int qkv, int layer) {
@@ -497,7 +581,7 @@ void Program::set_profiling(bool on) {
 }
 
 size_t Program::nbytes() const {
-  size_t n = scratch_.size();
+  size_t n = scratch_.size() + full_pages_.size();
   for (const auto& b : buffers_) n += b->pages.size();
   for (const auto& a : activations_)
     n += a->qk.size() + a->meta_k.size() + a->qb.size() + a->meta_b.size() + a->f32.size();
@@ -543,7 +627,7 @@ void Program::make_scratch() {
   const size_t rows = (size_t)std::min(max_tokens_, kRowBlock);
   const size_t gemm = kGemmScratch + rows * (2 * kPanelRows + kChunk) * sizeof(float);
   const size_t norm = (size_t)round_up(widest, kChunk) * sizeof(float);
-  scratch_bytes_ = (std::max({gemm, norm, kAttnScratch}) + 4095) / 4096 * 4096;
+  scratch_bytes_ = (std::max({gemm, norm, kAttnScratch, kFullScratch}) + 4095) / 4096 * 4096;
   scratch_ = Pages(scratch_bytes_ * (size_t)pool_.size());
 }
 
@@ -551,10 +635,9 @@ void Program::start(Step step) {
   require(result_ >= 0, "the program has no result");
   if (!scratch_.data()) make_scratch();
   step_ = std::move(step);
-  if (cache_) {
-    plan_rope(step_);
-    plan_attention(step_);
-  }
+  if (cache_ || full_heads_.num_heads) plan_rope(step_);
+  if (cache_) plan_attention(step_);
+  full_heads_.rows = step_.num_tokens;
   next_op_ = 0;
   next_row_ = 0;
 }

@@ -100,6 +100,10 @@ class Program {
   // Rotate q and k of the fused rows [q | k | v], scale q, write k and v into the cache of `layer`.
   void rope_cache(int qkv, int layer);
   void attention(int qkv, int layer, int out);
+  // Instead of set_attention, rope_cache and attention, where every row of the one sequence sees every other:
+  // whole-number attention over packed copies (full_attention.h). As many heads of keys as of queries.
+  void set_full_attention(RopeConfig rope, int num_heads);
+  void full_attention(int qkv, int out);
   // From here on rows are those of Step::logits_rows.
   void gather(int x, int out);
   // The rows of buffer x are the step's result.
@@ -124,7 +128,8 @@ class Program {
 
  private:
   struct Op;
-  struct Embed; struct Norm; struct Normalize; struct Quantize; struct Linear; struct GatedMlp; struct RopeCache; struct Attend; struct Gather;
+  struct Embed; struct Norm; struct Normalize; struct Quantize; struct Linear; struct GatedMlp; struct RopeCache; struct Attend;
+  struct PackHeads; struct FullAttend; struct Gather;
   Buffer& at(int i);
   Activation& act(int i);
   uint8_t* scratch(int thread) { return scratch_.data() + (size_t)thread * scratch_bytes_; }
@@ -140,6 +145,8 @@ class Program {
   Pages scratch_;
   RopeConfig rope_{};
   std::shared_ptr<KvCache> cache_;
+  FullHeads full_heads_{};
+  Pages full_pages_;
   std::vector<std::unique_ptr<Buffer>> buffers_;
   std::vector<std::unique_ptr<Activation>> activations_;
   std::vector<std::unique_ptr<Op>> ops_;

@@ -60,6 +60,25 @@ inline void vi_store_i8(int8_t* p, vi x) {
   const __m128i b = _mm_packs_epi32(_mm256_castsi256_si128(x.b), _mm256_extracti128_si256(x.b, 1));
   _mm_storeu_si128((__m128i*)p, _mm_packs_epi16(a, b));
 }
+template <int Step>
+inline vf vf_swap(vf x) {
+  switch (Step) {
+    case 1: return {_mm256_permute_ps(x.a, 0xb1), _mm256_permute_ps(x.b, 0xb1)};
+    case 2: return {_mm256_permute_ps(x.a, 0x4e), _mm256_permute_ps(x.b, 0x4e)};
+    case 4: return {_mm256_permute2f128_ps(x.a, x.a, 1), _mm256_permute2f128_ps(x.b, x.b, 1)};
+    default: return {x.b, x.a};
+  }
+}
+inline __m256i pairs16(__m256i low, __m256i high) {
+  return _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi32(0xffff)), _mm256_slli_epi32(high, 16));
+}
+inline void vi_store_pairs(int16_t* p, vi low, vi high) {
+  _mm256_storeu_si256((__m256i*)p, pairs16(low.a, high.a));
+  _mm256_storeu_si256((__m256i*)(p + 16), pairs16(low.b, high.b));
+}
+inline void vi_store_i16(int16_t* p, vi x) {
+  _mm256_storeu_si256((__m256i*)p, _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xd8));
+}
 inline int vi_sum(vi x) {
   const __m256i s = _mm256_add_epi32(x.a, x.b);
   __m128i y = _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
@@ -100,6 +119,9 @@ inline vi dot4(vi acc, vb w, Quad a) { return {dot4_256(acc.a, w.a, a.v), dot4_2
 inline vi dot4_q8(vi acc, vb w, Quad a) {
   return {dot4_256(acc.a, _mm256_abs_epi8(w.a), _mm256_sign_epi8(a.v, w.a)),
           dot4_256(acc.b, _mm256_abs_epi8(w.b), _mm256_sign_epi8(a.v, w.b))};
+}
+inline vi dot2(vi acc, vb w, Quad a) {
+  return {_mm256_add_epi32(acc.a, _mm256_madd_epi16(w.a, a.v)), _mm256_add_epi32(acc.b, _mm256_madd_epi16(w.b, a.v))};
 }
 inline vi dot2(vi acc, const int16_t* m, const int16_t* s) {
   int32_t x;

@@ -46,6 +46,19 @@ inline vf vf_scale2(vf a, vi n) {  // a * 2^n, n in -126..127
 }
 inline vi vi_zero() { return _mm512_setzero_si512(); }
 inline void vi_store_i8(int8_t* p, vi a) { _mm_storeu_si128((__m128i*)p, _mm512_cvtsepi32_epi8(a)); }
+template <int Step>  // lanes i and i ^ Step change places
+inline vf vf_swap(vf a) {
+  switch (Step) {
+    case 1: return _mm512_permute_ps(a, 0xb1);
+    case 2: return _mm512_permute_ps(a, 0x4e);
+    case 4: return _mm512_shuffle_f32x4(a, a, 0xb1);
+    default: return _mm512_shuffle_f32x4(a, a, 0x4e);
+  }
+}
+inline void vi_store_pairs(int16_t* p, vi low, vi high) {  // p[2 i] = low[i], p[2 i + 1] = high[i]
+  _mm512_storeu_si512((void*)p, _mm512_or_si512(_mm512_and_si512(low, _mm512_set1_epi32(0xffff)), _mm512_slli_epi32(high, 16)));
+}
+inline void vi_store_i16(int16_t* p, vi a) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtsepi32_epi16(a)); }
 inline int vi_sum(vi a) { return _mm512_reduce_add_epi32(a); }
 // (-sum) * offset, offset a power of two, in all lanes
 template <int Log2>
@@ -68,6 +81,8 @@ inline Quad quad_load(const int8_t* p) {
 }
 inline vi dot4(vi acc, vb w, Quad a) { return _mm512_dpbusd_epi32(acc, w, a.v); }
 inline vi dot4_q8(vi acc, vb w, Quad a) { return _mm512_dpbusd_epi32(acc, w, a.v); }
+// 16-bit pairs: acc + w[lane][0] * a[0] + w[lane][1] * a[1]
+inline vi dot2(vi acc, vb w, Quad a) { return _mm512_dpwssd_epi32(acc, w, a.v); }
 // acc + m[lane][0] * s[0] + m[lane][1] * s[1], 16-bit pairs
 inline vi dot2(vi acc, const int16_t* m, const int16_t* s) {
   int32_t x;

@@ -96,6 +96,12 @@ inline vi vi_zero() { vi r; LANES r.v[i] = 0; return r; }
 inline void vi_store_i8(int8_t* p, vi a) {
   LANES p[i] = (int8_t)(a.v[i] > 127 ? 127 : a.v[i] < -128 ? -128 : a.v[i]);
 }
+template <int Step>
+inline vf vf_swap(vf a) { vf r; LANES r.v[i] = a.v[i ^ Step]; return r; }
+inline void vi_store_pairs(int16_t* p, vi low, vi high) { LANES { p[2 * i] = (int16_t)low.v[i]; p[2 * i + 1] = (int16_t)high.v[i]; } }
+inline void vi_store_i16(int16_t* p, vi a) {
+  LANES p[i] = (int16_t)(a.v[i] > 32767 ? 32767 : a.v[i] < -32768 ? -32768 : a.v[i]);
+}
 inline int vi_sum(vi a) { int s = 0; LANES s += a.v[i]; return s; }
 template <int Log2>
 inline vi vi_offset(const int32_t* neg_sum) { vi r; LANES r.v[i] = *neg_sum * (1 << Log2); return r; }
@@ -123,6 +129,13 @@ inline vi dot4_q8(vi acc, vb w, Quad a) {
     const int8_t* x = (const int8_t*)w.v + 4 * i;
     acc.v[i] += x[0] * a.v[0] + x[1] * a.v[1] + x[2] * a.v[2] + x[3] * a.v[3];
   }
+  return acc;
+}
+inline vi dot2(vi acc, vb w, Quad a) {
+  int16_t x[32], y[2];
+  __builtin_memcpy(x, w.v, 64);
+  __builtin_memcpy(y, a.v, 4);
+  LANES acc.v[i] += x[2 * i] * y[0] + x[2 * i + 1] * y[1];
   return acc;
 }
 inline vi dot2(vi acc, const int16_t* m, const int16_t* s) {

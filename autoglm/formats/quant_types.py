@@ -25,6 +25,7 @@ class GGMLType(IntEnum):
     BF16 = 30
 
 
+FLOAT_TYPES = (GGMLType.F32, GGMLType.F16, GGMLType.BF16)
 # type -> (elements, bytes) of one block; a block never spans two rows.
 BLOCK: dict[GGMLType, tuple[int, int]] = {
     GGMLType.F32: (1, 4),

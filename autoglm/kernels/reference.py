@@ -350,3 +350,43 @@ def attention(
         scores = np.where(np.arange(length)[None, None, :] > position[None, :, None], -np.inf, scores)
         out[begin:end] = np.einsum("htc,chd->thd", softmax(scores), values)
     return out
+
+
+def hadamard(x: npt.NDArray[np.floating]) -> F64Array:
+    """Rows times the Hadamard matrix of the largest power of two that divides their width, span by span, f64."""
+    width = x.shape[-1]
+    power = width & -width
+    matrix = np.ones((1, 1))
+    while len(matrix) < power:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return np.asarray((x.reshape(*x.shape[:-1], -1, power) @ matrix).reshape(x.shape), np.float64)
+
+
+def full_attention(q: F32Array, k: F32Array, v: F32Array) -> F64Array:
+    """Every row attends to every row, on the grids of native/full_attention.h; q, k, v f32 [T, H, D], rotated.
+
+    Queries and keys are 8 bits a row after hadamard(), values 12 bits a dim and span of 64 keys, weights 14 bits of the
+    row's largest score so far. Returns f64 [T, H, D].
+    """
+    num_rows, _, dim = q.shape
+
+    def rows_of(x: F32Array) -> F64Array:
+        mixed = hadamard(x)
+        scale = np.abs(mixed).max(axis=-1, keepdims=True) / 127
+        return np.asarray(np.rint(mixed / np.where(scale > 0, scale, 1)) * scale)
+
+    scores = np.einsum("thd,chd->htc", rows_of(q), rows_of(k)) / (dim**0.5 * (dim & -dim))
+    top = np.full((*scores.shape[:2], 1), -np.inf)
+    total, out = np.zeros_like(top), np.zeros((*scores.shape[:2], dim))
+    for start in range(0, num_rows, 64):
+        span = scores[:, :, start : start + 64]
+        higher = np.maximum(top, span.max(axis=-1, keepdims=True))
+        weights = np.rint(np.exp(span - higher) * 16383)
+        values = v[start : start + 64].astype(np.float64)
+        scale = np.abs(values).max(axis=0) / 2047
+        values = np.rint(values / np.where(scale > 0, scale, 1)) * scale
+        fade = np.exp(top - higher)
+        total = total * fade + weights.sum(axis=-1, keepdims=True)
+        out = out * fade + np.einsum("htc,chd->htd", weights, values)
+        top = higher
+    return np.asarray((out / total).transpose(1, 0, 2))

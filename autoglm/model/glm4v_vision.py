@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from autoglm.errors import FormatError
 from autoglm.formats.gguf import GGUFFile
+from autoglm.formats.quant_types import FLOAT_TYPES
 from autoglm.kernels import Matrix, Program, Runtime
 from autoglm.media.prompt_media import Encoding
 from autoglm.model.encoder import key_value_room, resampled, run_slices, start_whole
@@ -154,15 +155,15 @@ class Glm4vVision:
         width, half = config.hidden_size, config.head_dim // 2
         program = Program(self._runtime, num_patches)
         frequencies = _ROPE_THETA ** -(np.arange(0, half, 2, dtype=np.float64) / half)
-        program.set_attention(
-            key_value_room(num_patches, config.num_heads, config.head_dim),
-            config.num_heads,
-            config.head_dim,
-            False,
-            (0, half // 2, half - half // 2),
-            config.head_dim,
-            np.concatenate([frequencies, frequencies]).astype(np.float32),
-        )
+        rope = (False, (0, half // 2, half - half // 2), config.head_dim)
+        angles = np.concatenate([frequencies, frequencies]).astype(np.float32)
+        # Where products are in whole numbers attention may be too; float weights keep every digit.
+        in_floats = self._blocks[0].qkv[0].type_id in FLOAT_TYPES
+        if in_floats:
+            room = key_value_room(num_patches, config.num_heads, config.head_dim)
+            program.set_attention(room, config.num_heads, config.head_dim, *rope, angles)
+        else:
+            program.set_full_attention(config.num_heads, config.head_dim, *rope, angles)
         patches, pixels = program.buffer(self._patch.cols), program.activation(self._patch.cols)
         x, places = program.buffer(width), program.buffer(width)
         qkv, heads = program.buffer(3 * width), program.buffer(width)
@@ -177,8 +178,11 @@ class Glm4vVision:
             program.norm(x, normed, block.ln1, eps, branch=branch)
             branch = None
             program.linear(normed, block.qkv, qkv, biases=block.qkv_bias)
-            program.rope_cache(qkv, 0)
-            program.attention(qkv, 0, heads)
+            if in_floats:
+                program.rope_cache(qkv, 0)
+                program.attention(qkv, 0, heads)
+            else:
+                program.full_attention(qkv, heads)
             program.quantize(heads, attended)
             program.linear(attended, [block.out], x, accumulate=True)
             program.norm(x, normed, block.ln2, eps)

@@ -1,0 +1,230 @@
+// Attention in which all rows of one sequence see each other: an image encoder's, in whole numbers.
+//
+// Queries and keys are 8 bits with a scale a row, values 12 bits with a scale a dimension and span of 64 keys, softmax
+// weights 14 bits of the row's largest so far; every sum inside a span is exact. Rotating q and k by the same
+// orthogonal matrix leaves q . k as it was, and a Hadamard matrix spreads a channel that is far larger than the others
+// over all of them, so that one scale serves the row (QuaRot, arXiv:2404.00456). A row of the result depends on no other
+// query, and the steps are the same on every instruction set.
+#pragma once
+
+namespace {
+
+template <int Step>
+inline void mix_lanes(float* x, int n) {
+  alignas(64) static const float kSign[16] = {
+#define AUTOGLM_SIGN(i) (i) & Step ? -1.0f : 1.0f
+      AUTOGLM_SIGN(0), AUTOGLM_SIGN(1), AUTOGLM_SIGN(2), AUTOGLM_SIGN(3), AUTOGLM_SIGN(4), AUTOGLM_SIGN(5),
+      AUTOGLM_SIGN(6), AUTOGLM_SIGN(7), AUTOGLM_SIGN(8), AUTOGLM_SIGN(9), AUTOGLM_SIGN(10), AUTOGLM_SIGN(11),
+      AUTOGLM_SIGN(12), AUTOGLM_SIGN(13), AUTOGLM_SIGN(14), AUTOGLM_SIGN(15)};
+#undef AUTOGLM_SIGN
+  const vf sign = vf_load(kSign);
+  for (int i = 0; i < n; i += 16) {
+    const vf v = vf_load(x + i);
+    vf_store(x + i, vf_fma(v, sign, vf_swap<Step>(v)));
+  }
+}
+
+// x = H x in place, H unnormalized of size `power`, which divides n and is 16 or more: (H a) . (H b) = power * a . b.
+inline void hadamard(float* x, int n, int power) {
+  mix_lanes<1>(x, n);
+  mix_lanes<2>(x, n);
+  mix_lanes<4>(x, n);
+  mix_lanes<8>(x, n);
+  for (int step = 16; step < power; step *= 2)
+    for (int i = 0; i < n; i += 2 * step)
+      for (int j = i; j < i + step; j += 16) {
+        const vf a = vf_load(x + j), b = vf_load(x + j + step);
+        vf_store(x + j, vf_add(a, b));
+        vf_store(x + j + step, vf_sub(a, b));
+      }
+}
+
+constexpr Lane kScoreLane = kQ8Unsigned ? Lane::Bytes : Lane::Q8;
+constexpr float kLog2E = 1.44269504f;
+constexpr float kExp2[4] = {0.69312216f, 0.24023711f, 0.05591611f, 0.00960079f};  // least maximum of the relative error
+constexpr float kValueSteps = 2047.0f, kWeightSteps = 16383.0f;  // 64 * 16383 * 2047 < 2^31
+
+// Dims of a head's values as they lie packed: whole panels.
+inline int value_width(int dim) { return (dim + kPanelRows - 1) / kPanelRows * kPanelRows; }
+
+// One head's rows first .. first + 63 of a sequence of H.rows, fewer at its end, from the fused rows [q | k | v].
+void pack_heads(const FullHeads& H, int head, int span, const float* qkv, size_t stride) {
+  const int dim = H.head_dim, width = value_width(dim), power = dim & -dim, first = span * kAttnKeys;
+  const int rows = H.rows - first < kAttnKeys ? H.rows - first : kAttnKeys;
+  const size_t at = (size_t)head * H.capacity + first;
+  const float softmax_scale = kLog2E / (sqrtf((float)dim) * (float)power);
+  alignas(64) float x[kMaxHeadDim];
+  alignas(64) int8_t q8[kMaxHeadDim];
+  int32_t sums[kMaxHeadDim / 16];
+  float poison = 0;  // NaN once a key is: a softmax would pass such a score over, so the values tell
+  memset(H.k + at * dim, kQ8Unsigned ? 128 : 0, (size_t)kAttnKeys * dim);
+  for (int r = 0; r < rows; ++r) {
+    const float* row = qkv + (size_t)(first + r) * stride + (size_t)head * dim;
+    memcpy(x, row, sizeof(float) * (size_t)dim);
+    hadamard(x, dim, power);
+    H.q_scale[at + r] = quantize_span(x, dim, H.q + (at + r) * dim, sums) * softmax_scale;
+    int32_t sum = 0;
+    for (int i = 0; i < dim / 16; ++i) sum += sums[i];
+    H.q_neg_sum[at + r] = -sum;
+
+    memcpy(x, row + (size_t)H.num_heads * dim, sizeof(float) * (size_t)dim);
+    hadamard(x, dim, power);
+    H.k_scale[at + r] = quantize_span(x, dim, q8, sums);
+    poison += 0 * H.k_scale[at + r];
+    uint8_t* k = H.k + (at + r / kPanelRows * kPanelRows) * dim + r % kPanelRows * 4;
+    for (int d = 0; d < dim; d += 4) {
+      uint32_t quad;
+      memcpy(&quad, q8 + d, 4);
+      if (kQ8Unsigned) quad ^= 0x80808080u;
+      memcpy(k + d / 4 * kQuadBytes, &quad, 4);
+    }
+  }
+  for (int r = rows; r < kAttnKeys; ++r) H.k_scale[at + r] = 0;
+
+  float* scale = H.v_scale + ((size_t)head * (H.capacity / kAttnKeys) + span) * width;
+  int16_t* v = H.v + at * width;
+  const float* values = qkv + (size_t)first * stride + (size_t)(2 * H.num_heads + head) * dim;
+  memset(scale, 0, sizeof(float) * (size_t)width);
+  memset(v, 0, sizeof(int16_t) * (size_t)kAttnKeys * width);
+  for (int d = 0; d < dim; d += 16) {
+    vf top = vf_zero(), bad = vf_zero();
+    for (int r = 0; r < rows; ++r) {
+      const vf y = vf_load(values + r * stride + d);
+      top = vf_max(vf_abs(y), top);
+      bad = vf_fma(y, vf_zero(), bad);  // NaN once there is one, or an infinity
+    }
+    vf_store(scale + d, vf_add(vf_mul(top, vf_set1(1.0f / kValueSteps)), vf_add(bad, vf_set1(poison))));
+    if (vf_reduce_add(bad) != 0) continue;  // the scale tells
+    const vf inverse = vf_div(vf_set1(kValueSteps), vf_max(top, vf_set1(1e-30f)));
+    const auto row = [&](int r) { return r < rows ? vi_round(vf_mul(vf_load(values + r * stride + d), inverse)) : vi_zero(); };
+    int16_t* to = v + d / kPanelRows * kPanelRows * kAttnKeys + d % kPanelRows * 2;
+    for (int r = 0; r < rows; r += 2) vi_store_pairs(to + r * kPanelRows, row(r), row(r + 1));
+  }
+}
+
+// 2^x for x <= 0, relative error under 4e-6; from -32 down it stays at 2^-32.
+inline vf vf_exp2_down(vf x) {
+  x = vf_max(x, vf_set1(-32.0f));
+  const vi n = vi_round(x);
+  const vf r = vf_sub(x, vf_from_int(n));
+  vf p = vf_set1(kExp2[3]);
+  p = vf_fma(p, r, vf_set1(kExp2[2]));
+  p = vf_fma(p, r, vf_set1(kExp2[1]));
+  p = vf_fma(p, r, vf_set1(kExp2[0]));
+  return vf_scale2(vf_fma(p, r, vf_set1(1.0f)), n);
+}
+
+struct FullScratch {
+  float* s;      // scores [rows][64]
+  int16_t* p;    // weights [rows][64]
+  float* acc;    // [rows][value_width]
+  float* sum;    // running sums of weights in 16 lanes [rows][16]
+  float* top;    // running maximum [rows]
+};
+
+inline FullScratch carve_full(uint8_t* p) {
+  FullScratch x;
+  x.s = (float*)p;
+  x.p = (int16_t*)(x.s + kFullRows * kAttnKeys);
+  x.acc = (float*)(x.p + kFullRows * kAttnKeys);
+  x.sum = x.acc + kFullRows * kMaxHeadDim;
+  x.top = x.sum + kFullRows * 16;
+  return x;
+}
+
+// Scores of T queries against one panel of 32 keys, in units of log 2.
+struct RunScores {
+  const FullHeads& H; size_t row, key; float* s;
+  template <int T> void run(int t0) const {
+    const int dim = H.head_dim;
+    const int8_t* q[T];
+    for (int t = 0; t < T; ++t) q[t] = H.q + (row + t0 + t) * dim;
+    for (int half = 0; half < 2; half += kTileR) {
+      const uint8_t* w = H.k + key * dim + half * kVec;
+      vi d[T][kTileR];
+      for (int t = 0; t < T; ++t) {
+        const vi start = kQ8Unsigned ? vi_offset<7>(H.q_neg_sum + row + t0 + t) : vi_zero();
+        for (int g = 0; g < kTileR; ++g) d[t][g] = start;
+      }
+      int c = 0;
+      for (; c + 32 <= dim; c += 32) block_dots<T, kTileR, kScoreLane, 8>(w + c * kPanelRows, q, c, d);
+      for (; c < dim; c += 16) block_dots<T, kTileR, kScoreLane, 4>(w + c * kPanelRows, q, c, d);
+      for (int t = 0; t < T; ++t)
+        for (int g = 0; g < kTileR; ++g) {
+          const vf scale = vf_mul(vf_load(H.k_scale + key + 16 * (half + g)), vf_set1(H.q_scale[row + t0 + t]));
+          vf_store(s + (t0 + t) * kAttnKeys + 16 * (half + g), vf_mul(vf_from_int(d[t][g]), scale));
+        }
+    }
+  }
+};
+
+// acc += sum over a span's keys of p * v for T rows and one panel of 32 dims.
+struct RunWeights {
+  const int16_t *p, *v; const float* scale; int width; float* acc;
+  template <int T> void run(int t0) const {
+    const int8_t* q[T];
+    for (int t = 0; t < T; ++t) q[t] = (const int8_t*)(p + (t0 + t) * kAttnKeys);
+    for (int half = 0; half < 2; half += kTileR) {
+      vi d[T][kTileR];
+      for (int t = 0; t < T; ++t)
+        for (int g = 0; g < kTileR; ++g) d[t][g] = vi_zero();
+      for (int b = 0; b < kAttnKeys / 16; ++b)
+        block_dots<T, kTileR, Lane::Pairs, 8>((const uint8_t*)v + b * kBlockBytes + half * kVec, q, 32 * b, d);
+      for (int t = 0; t < T; ++t)
+        for (int g = 0; g < kTileR; ++g) {
+          float* a = acc + (t0 + t) * width + 16 * (half + g);
+          vf_store(a, vf_fma(vf_from_int(d[t][g]), vf_load(scale + 16 * (half + g)), vf_load(a)));
+        }
+    }
+  }
+};
+
+// One row's scores of a span -> weights in steps of its largest so far; what was summed follows when that rises.
+inline void full_softmax_step(const float* s, int16_t* p, float* top, float* sum, float* acc, int width) {
+  vf m = vf_load(s);
+  for (int i = 16; i < kAttnKeys; i += 16) m = vf_max(vf_load(s + i), m);
+  const float highest = vf_reduce_max(m);
+  if (highest > *top) {
+    float less[16];
+    vf_store(less, vf_exp2_down(vf_set1(*top - highest)));
+    vf_store(sum, vf_mul(vf_load(sum), vf_set1(less[0])));
+    scale_row(acc, width, less[0]);
+    *top = highest;
+  }
+  const vf shift = vf_set1(*top);
+  vf total = vf_load(sum);
+  for (int i = 0; i < kAttnKeys; i += 16) {
+    const vi w = vi_round(vf_mul(vf_exp2_down(vf_sub(vf_load(s + i), shift)), vf_set1(kWeightSteps)));
+    vi_store_i16(p + i, w);
+    total = vf_add(total, vf_from_int(w));
+  }
+  vf_store(sum, total);
+}
+
+void full_attention(const FullHeads& H, int head, int first, int rows, float* const* out, uint8_t* scratch) {
+  const int dim = H.head_dim, width = value_width(dim);
+  const FullScratch x = carve_full(scratch);
+  const size_t at = (size_t)head * H.capacity;
+  memset(x.acc, 0, sizeof(float) * (size_t)rows * (size_t)width);
+  memset(x.sum, 0, sizeof(float) * (size_t)rows * 16);
+  for (int r = 0; r < rows; ++r) x.top[r] = -INFINITY;
+  for (int start = 0; start < H.rows; start += kAttnKeys) {
+    for (int panel = 0; panel < kAttnKeys; panel += kPanelRows)
+      for_tiles(rows, RunScores{H, at + first, at + start + panel, x.s + panel});
+    for (int r = 0; r < rows; ++r) {
+      float* s = x.s + r * kAttnKeys;
+      for (int i = H.rows - start; i < kAttnKeys; ++i) s[i] = -INFINITY;
+      full_softmax_step(s, x.p + r * kAttnKeys, x.top + r, x.sum + 16 * r, x.acc + r * width, width);
+    }
+    const int16_t* v = H.v + (at + start) * width;
+    const float* scale = H.v_scale + (at + start) / kAttnKeys * width;
+    for (int d = 0; d < width; d += kPanelRows)
+      for_tiles(rows, RunWeights{x.p, v + d * kAttnKeys, scale + d, width, x.acc + d});
+  }
+  for (int r = 0; r < rows; ++r) {
+    const vf inv = vf_set1(1.0f / vf_reduce_add(vf_load(x.sum + 16 * r)));
+    for (int d = 0; d < dim; d += 16) vf_store(out[r] + d, vf_mul(vf_load(x.acc + r * width + d), inv));
+  }
+}
+
+}  // namespace
