@@ -141,7 +141,7 @@ watch_log() {
 run_pip() {
     what=$1
     shift
-    "$VENV/bin/python" -m pip --disable-pip-version-check --retries 2 --no-input "$@" >"$LOG" 2>&1 &
+    "$VENV/bin/python" -m pip --disable-pip-version-check --retries "${PIP_RETRIES:-2}" --no-input "$@" >"$LOG" 2>&1 &
     pip_pid=$!
     trap 'kill "$pip_pid" 2>/dev/null; say ""; exit 130' INT TERM
     watch_log "$pip_pid" "$what"

@@ -149,7 +149,12 @@ def test_an_unreachable_package_index_is_one_line(machine: Machine) -> None:
     machine.python()
     machine.compiler()
     result = machine.run(
-        "run_autoglm_server.sh", "--port", "0", PIP_INDEX_URL="http://127.0.0.1:9/simple", PIP_CONFIG_FILE=os.devnull
+        "run_autoglm_server.sh",
+        "--port",
+        "0",
+        PIP_INDEX_URL="http://127.0.0.1:9/simple",
+        PIP_CONFIG_FILE=os.devnull,
+        PIP_RETRIES="0",
     )
     assert result.returncode == 4
     last = result.stderr.splitlines()[-1]

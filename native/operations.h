@@ -1,0 +1,293 @@
+// What a program can do, one operation a struct: what it works on, its pieces of work, and the loop over them.
+//
+// Included by program.cpp alone, which builds them.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "program.h"
+
+namespace autoglm {
+
+// Rows handled per visit of a weight panel: activations of a chunk and the panel's accumulators stay in L2.
+constexpr int kRowBlock = 512;
+
+inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
+
+struct Program::Op {
+  bool logits = false;  // rows are Step::logits_rows, not all tokens
+  virtual ~Op() = default;
+  virtual const char* name() const = 0;
+  // Independent pieces of work in a step: rows, unless an operation counts otherwise.
+  virtual int count(const Step& step) const { return logits ? step.num_logits : step.num_tokens; }
+  // How many of them a step that is run in slices does between two looks at the clock.
+  virtual int slice(const Program&) const { return kRowBlock; }
+  virtual void run(Program& p, const Step& step, int begin, int end) = 0;
+};
+
+struct Program::Embed : Op {
+  const char* name() const override { return "embed"; }
+  QuantType type;
+  const uint8_t* table;
+  size_t row_size;
+  int width;
+  Buffer* out;
+  void run(Program& p, const Step& step, int begin, int end) override {
+    p.pool_.parallel_for(end - begin, [&](int i, int) {
+      const int r = begin + i, id = step.token_ids[r];
+      if (id < 0)
+        std::memcpy(out->row(r), step.embeddings + (size_t)(-1 - id) * (size_t)width, sizeof(float) * (size_t)width);
+      else
+        dequantize(type, table + (size_t)id * row_size, (size_t)width, out->row(r));
+    });
+  }
+};
+
+inline void apply_norm(const KernelTable& kernels, const float* x, const std::vector<float>& weight, const std::vector<float>& bias,
+               float eps, int width, float* out) {
+  if (bias.empty())
+    kernels.rms_norm(x, weight.data(), eps, width, out);
+  else
+    kernels.layer_norm(x, weight.data(), bias.data(), eps, width, out);
+}
+
+struct Program::Norm : Op {
+  const char* name() const override { return "norm"; }
+  Buffer *x, *branch;
+  std::vector<float> post_weight, weight, bias;  // with a bias a LayerNorm
+  float eps;
+  Activation* act;
+  void run(Program& p, const Step&, int begin, int end) override {
+    const ActView out = act->view();
+    p.pool_.parallel_for(end - begin, [&](int i, int thread) {
+      const int r = begin + i;
+      float *row = x->row(r), *normed = (float*)p.scratch(thread);
+      if (branch) {
+        float* b = branch->row(r);
+        if (!post_weight.empty()) p.kernels_.rms_norm(b, post_weight.data(), eps, x->width, b);
+        p.kernels_.add(row, b, x->width);
+      }
+      apply_norm(p.kernels_, row, weight, bias, eps, x->width, normed);
+      for (int c = 0; c < act->chunks(); ++c) p.kernels_.quantize_chunk(normed + c * kChunk, c, out, r);
+    });
+  }
+};
+
+struct Program::Normalize : Op {
+  const char* name() const override { return "norm"; }
+  Buffer *x, *out;
+  std::vector<float> weight, bias;
+  float eps;
+  void run(Program& p, const Step&, int begin, int end) override {
+    p.pool_.parallel_for(end - begin, [&](int i, int) {
+      apply_norm(p.kernels_, x->row(begin + i), weight, bias, eps, x->width, out->row(begin + i));
+    });
+  }
+};
+
+struct Program::Quantize : Op {
+  const char* name() const override { return "quantize"; }
+  Buffer* x;
+  Activation* act;
+  Unary function;
+  void run(Program& p, const Step&, int begin, int end) override {
+    const ActView out = act->view();
+    p.pool_.parallel_for(end - begin, [&](int i, int) {
+      const int r = begin + i;
+      // In place: whoever asks for a function of a buffer has no other use for it.
+      if (function == Unary::Gelu) p.kernels_.gelu(x->row(r), round_up(x->width, 16), x->row(r));
+      for (int c = 0; c < act->chunks(); ++c) p.kernels_.quantize_chunk(x->row(r) + c * kChunk, c, out, r);
+    });
+  }
+};
+
+struct Program::Linear : Op {
+  const char* name() const override { return logits ? "logits" : "linear"; }
+  Activation* act;
+  std::vector<Part> parts;
+  std::vector<int> first_panel;
+  int panels = 0;
+  Buffer* out;
+  bool accumulate;
+  float scale = 1.0f;  // of what is accumulated
+
+  void store(const Part& part, int panel, int row_begin, int rows, const float* c) const {
+    const int r0 = panel * kPanelRows, n = std::min(kPanelRows, part.matrix->view().rows - r0);
+    const float* bias = part.bias.empty() ? nullptr : part.bias.data() + r0;
+    for (int t = 0; t < rows; ++t) {
+      const float* src = c + t * kPanelRows;
+      float* dst = out->row(row_begin + t) + part.column + r0;
+      if (accumulate) {
+        for (int i = 0; i < n; ++i) dst[i] += scale * (bias ? src[i] + bias[i] : src[i]);
+      } else if (bias) {
+        for (int i = 0; i < n; ++i) dst[i] = src[i] + bias[i];
+      } else {
+        std::memcpy(dst, src, sizeof(float) * (size_t)n);
+      }
+    }
+  }
+
+  void run(Program& p, const Step&, int first, int end) override {
+    const ActView in = act->view();
+    for (int begin = first; begin < end; begin += kRowBlock) {
+      const int n = std::min(kRowBlock, end - begin);
+      p.pool_.parallel_for(panels, [&](int i, int thread) {
+        size_t part = 0;
+        while (part + 1 < parts.size() && i >= first_panel[part + 1]) ++part;
+        uint8_t* scratch = p.scratch(thread);
+        float* c = (float*)(scratch + kGemmScratch);
+        p.kernels_.gemm_panel(parts[part].matrix->view(), i - first_panel[part], in, begin, n, c, scratch);
+        store(parts[part], i - first_panel[part], begin, n, c);
+      });
+    }
+  }
+};
+
+struct Program::GatedMlp : Op {
+  const char* name() const override { return "gated_mlp"; }
+  Activation *act, *result;
+  std::shared_ptr<Matrix> gate, up;
+  // One item is 256 columns of the hidden layer: the span one activation scale covers.
+  void run(Program& p, const Step&, int first, int end) override {
+    const ActView in = act->view(), out = result->view();
+    const int per_chunk = kChunk / kPanelRows;
+    for (int begin = first; begin < end; begin += kRowBlock) {
+      const int n = std::min(kRowBlock, end - begin);
+      p.pool_.parallel_for(result->chunks(), [&](int chunk, int thread) {
+        uint8_t* scratch = p.scratch(thread);
+        float *g = (float*)(scratch + kGemmScratch), *u = g + n * kPanelRows, *h = u + n * kPanelRows;
+        const int last = std::min(gate->view().panels, (chunk + 1) * per_chunk);
+        for (int panel = chunk * per_chunk; panel < last; ++panel) {
+          p.kernels_.gemm_panel(gate->view(), panel, in, begin, n, g, scratch);
+          p.kernels_.gemm_panel(up->view(), panel, in, begin, n, u, scratch);
+          for (int t = 0; t < n; ++t)
+            p.kernels_.silu_mul(g + t * kPanelRows, u + t * kPanelRows, kPanelRows,
+                                h + t * kChunk + (panel % per_chunk) * kPanelRows);
+        }
+        for (int t = 0; t < n; ++t) p.kernels_.quantize_chunk(h + t * kChunk, chunk, out, begin + t);
+      });
+    }
+  }
+};
+
+inline void rotate(const RopeConfig& rope, const float* cs, float* x) {
+  const int half = rope.rotary_dim / 2;
+  for (int j = 0; j < half; ++j) {
+    float& a = x[rope.interleaved ? 2 * j : j];
+    float& b = x[rope.interleaved ? 2 * j + 1 : j + half];
+    const float c = cs[2 * j], s = cs[2 * j + 1], x0 = a, x1 = b;
+    a = x0 * c - x1 * s;
+    b = x1 * c + x0 * s;
+  }
+}
+
+struct Program::RopeCache : Op {
+  const char* name() const override { return "rope_cache"; }
+  Buffer* qkv;
+  int layer;
+
+  void run(Program& p, const Step& step, int begin, int end) override {
+    const KvLayer& kv = p.cache_->layer(layer);
+    const int d = p.rope_.head_dim;
+    const float scale = 1.0f / std::sqrt((float)d);
+    p.pool_.parallel_for(end - begin, [&](int i, int) {
+      const int r = begin + i;
+      const float* cs = step.rope.data() + (size_t)r * (size_t)p.rope_.rotary_dim;
+      float* q = qkv->row(r);
+      for (int h = 0; h < p.num_heads_; ++h, q += d) {
+        rotate(p.rope_, cs, q);
+        for (int j = 0; j < d; ++j) q[j] *= scale;
+      }
+      const int slot = step.slot_mapping[r];
+      for (int h = 0; h < kv.num_kv_heads; ++h) {
+        float *k = q + h * d, *v = q + (kv.num_kv_heads + h) * d;
+        rotate(p.rope_, cs, k);
+        p.kernels_.kv_write(kv, slot / kKvBlock, slot % kKvBlock, h, k, v);
+      }
+    });
+  }
+};
+
+// How many keys token t of a sequence sees: without limits those up to itself, at context_len - (tokens after it).
+inline int keys_of(const Step& step, int seq, int t) {
+  return step.limits ? step.limits[t] : step.context_lens[seq] - (step.cu_seqlens_q[seq + 1] - 1 - t);
+}
+
+struct Program::Attend : Op {
+  const char* name() const override { return "attention"; }
+  Buffer *qkv, *out;
+  int layer;
+  int count(const Step& step) const override { return (int)step.attention.size(); }
+  int slice(const Program& p) const override { return 2 * p.pool_.size(); }
+  void run(Program& p, const Step& step, int begin, int end) override {
+    const int d = p.rope_.head_dim;
+    p.pool_.parallel_for(end - begin, [&](int i, int thread) {
+      const Step::AttnItem& item = step.attention[(size_t)(begin + i)];
+      const float* q[kAttnRows];
+      float* o[kAttnRows];
+      int32_t limit[kAttnRows];
+      int rows = 0;
+      for (int t = item.token_begin; t < item.token_end; ++t)
+        for (int h = item.head_begin; h < item.head_end; ++h, ++rows) {
+          q[rows] = qkv->row(t) + h * d;
+          o[rows] = out->row(t) + h * d;
+          limit[rows] = keys_of(step, item.seq, t);
+        }
+      p.kernels_.attention(p.cache_->layer(layer),
+                           {q, o, limit, rows, step.block_tables + (size_t)item.seq * (size_t)step.max_blocks, item.kv_head},
+                           p.scratch(thread));
+    });
+  }
+};
+
+struct Program::PackHeads : Op {
+  const char* name() const override { return "pack_heads"; }
+  Buffer* qkv;
+  int count(const Step& step) const override { return (step.num_tokens + kAttnKeys - 1) / kAttnKeys; }
+  int slice(const Program& p) const override { return 2 * p.pool_.size(); }
+  void run(Program& p, const Step& step, int begin, int end) override {
+    const FullHeads& heads = p.full_heads_;
+    const int d = heads.head_dim;
+    p.pool_.parallel_for(end - begin, [&](int i, int) {
+      const int span = begin + i, last = std::min(step.num_tokens, (span + 1) * kAttnKeys);
+      for (int r = span * kAttnKeys; r < last; ++r)
+        for (int h = 0; h < 2 * heads.num_heads; ++h)
+          rotate(p.rope_, step.rope.data() + (size_t)r * (size_t)p.rope_.rotary_dim, qkv->row(r) + h * d);
+      for (int h = 0; h < heads.num_heads; ++h) p.kernels_.pack_heads(heads, h, span, qkv->row(0), (size_t)qkv->stride);
+    });
+  }
+};
+
+struct Program::FullAttend : Op {
+  const char* name() const override { return "full_attention"; }
+  Buffer* out;
+  // Head by head, so that the keys and values of one stay in the cache.
+  int num_heads;
+  static int blocks(const Step& step) { return (step.num_tokens + kFullRows - 1) / kFullRows; }
+  int count(const Step& step) const override { return num_heads * blocks(step); }
+  int slice(const Program& p) const override { return 4 * p.pool_.size(); }
+  void run(Program& p, const Step& step, int begin, int end) override {
+    const FullHeads& heads = p.full_heads_;
+    p.pool_.parallel_for(end - begin, [&](int i, int thread) {
+      const int head = (begin + i) / blocks(step), first = (begin + i) % blocks(step) * kFullRows;
+      const int rows = std::min(kFullRows, step.num_tokens - first);
+      float* o[kFullRows];
+      for (int r = 0; r < rows; ++r) o[r] = out->row(first + r) + head * heads.head_dim;
+      p.kernels_.full_attention(heads, head, first, rows, o, p.scratch(thread));
+    });
+  }
+};
+
+struct Program::Gather : Op {
+  const char* name() const override { return "gather"; }
+  Buffer *x, *out;
+  void run(Program& p, const Step& step, int begin, int end) override {
+    p.pool_.parallel_for(end - begin, [&](int i, int) {
+      const int r = begin + i;
+      std::memcpy(out->row(r), x->row(step.logits_rows[r]), sizeof(float) * (size_t)x->width);
+    });
+  }
+};
+
+}  // namespace autoglm
