@@ -120,9 +120,9 @@ def workloads(names: list[str]) -> list[Workload]:
     """The files, fetched or written where they are not there yet."""
     found = []
     if "smollm2" in names:
-        from autoglm.deploy.pull import default_model_path
+        from autoglm.deploy.pull import pull
 
-        found.append(Workload("smollm2", default_model_path(), 512, 128, 100, 48_000))
+        found.append(Workload("smollm2", pull("smollm2-135m").path, 512, 128, 100, 48_000))
     if "glm4" in names:
         path = cache_folder() / GLM4_NAME
         if not path.exists():

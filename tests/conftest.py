@@ -49,6 +49,6 @@ def smollm2_path() -> Path:
     from autoglm.errors import AutoglmError
 
     try:
-        return Path(pull.default_model_path())
+        return Path(pull.pull("smollm2-135m").path)
     except (AutoglmError, OSError) as error:
         pytest.skip(f"SmolLM2 cannot be had here: {error}")

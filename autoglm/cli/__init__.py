@@ -27,9 +27,24 @@ app = typer.Typer(
 Model = Annotated[
     str | None,
     typer.Option(
-        "-m", "--model", metavar="FILE", help="GGUF file, or a name (autoglm pull --list). Default: a small model."
+        "-m",
+        "--model",
+        metavar="FILE",
+        help="GGUF file, or a name (autoglm pull --list). Default: nano, which is here.",
     ),
 ]
+Mmproj = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Multimodal projector. Default: the model's own mmproj-*.gguf beside it."),
+]
+Url = Annotated[
+    str | None, typer.Option(metavar="URL", help="Talk to a running server instead, e.g. http://127.0.0.1:8000/v1.")
+]
+ServerKey = Annotated[
+    str | None, typer.Option(metavar="KEY", envvar="AUTOGLM_API_KEY", show_envvar=True, help="Key of that server.")
+]
+SystemMessage = Annotated[str | None, typer.Option(metavar="TEXT", help="System message to begin with.")]
+MaxTokens = Annotated[int | None, typer.Option("-n", "--max-tokens", min=1, help="Longest answer.")]
 CtxSize = Annotated[
     int | None,
     typer.Option("-c", "--ctx-size", min=0, help="Tokens one conversation may hold. Default, or 0: the model's own."),
@@ -66,7 +81,7 @@ def _root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and the kernels in use.")] = False,
 ) -> None:
-    """A fast OpenAI-compatible server for GGUF language models, on the CPU you have."""
+    """Phone agents on the CPU you have, over the OpenAI API: text, pictures and speech in, thoughts and actions out."""
     if version:
         from autoglm.kernels import Runtime
 
@@ -80,10 +95,7 @@ def _root(
 @app.command("serve")
 def _serve(
     model: Model = None,
-    mmproj: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Multimodal projector. Default: the model's own mmproj-*.gguf beside it."),
-    ] = None,
+    mmproj: Mmproj = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every network.")] = DEFAULT_HOST,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = DEFAULT_PORT,
     alias: Annotated[
@@ -168,15 +180,12 @@ def _serve(
 @app.command("chat")
 def _chat(
     model: Model = None,
-    url: Annotated[
-        str | None, typer.Option(metavar="URL", help="Talk to a running server instead, e.g. http://127.0.0.1:8000/v1.")
-    ] = None,
-    api_key: Annotated[
-        str | None, typer.Option(metavar="KEY", envvar="AUTOGLM_API_KEY", show_envvar=True, help="Key of that server.")
-    ] = None,
-    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System message to begin with.")] = None,
+    mmproj: Mmproj = None,
+    url: Url = None,
+    api_key: ServerKey = None,
+    system: SystemMessage = None,
     temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0 = always the likeliest token.")] = None,
-    max_tokens: Annotated[int | None, typer.Option("-n", "--max-tokens", min=1, help="Longest answer.")] = None,
+    max_tokens: MaxTokens = None,
     thinking: Annotated[
         bool | None, typer.Option("--thinking/--no-thinking", help="Let the model think first, or not.")
     ] = None,
@@ -190,7 +199,12 @@ def _chat(
 
     console.set_up_logging("warning")
     options = loading.ModelOptions(
-        model=model, ctx_size=ctx_size, threads=threads, chat_template_file=chat_template_file
+        model=model,
+        ctx_size=ctx_size,
+        threads=threads,
+        chat_template_file=chat_template_file,
+        mmproj=mmproj,
+        takes_media=True,
     )
     chatting.run_chat(
         options,
@@ -201,6 +215,61 @@ def _chat(
             temperature=temperature,
             max_tokens=max_tokens,
             thinking=thinking,
+        ),
+    )
+
+
+@app.command("see")
+def _see(
+    screen: Annotated[Path, typer.Argument(metavar="SCREEN", help="Screenshot: PNG, JPEG, WebP or GIF.")],
+    text: Annotated[str | None, typer.Argument(metavar="[TEXT]", help="What to do, in words.")] = None,
+    say: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What to do, spoken: wav, mp3, flac or ogg, up to 60 s.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="PNG to draw. Default: SCREEN-seen.png.")
+    ] = None,
+    model: Model = None,
+    mmproj: Mmproj = None,
+    url: Url = None,
+    api_key: ServerKey = None,
+    system: SystemMessage = None,
+    max_tokens: MaxTokens = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Pixels the screen keeps for the model. Default: the model's.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+    ctx_size: CtxSize = None,
+    threads: Threads = None,
+    chat_template_file: TemplateFile = None,
+) -> None:
+    """Show a model a screen, say what to do, and see what it thinks and where it taps."""
+    from autoglm.cli import console, loading
+    from autoglm.cli import see as seeing
+
+    console.set_up_logging("warning")
+    options = loading.ModelOptions(
+        model=model,
+        ctx_size=ctx_size,
+        threads=threads,
+        parallel=1,
+        chat_template_file=chat_template_file,
+        mmproj=mmproj,
+        takes_media=True,
+    )
+    seeing.run_see(
+        options,
+        seeing.SeeOptions(
+            screen=screen,
+            text=text,
+            say=say,
+            output=output,
+            url=url,
+            api_key=api_key,
+            system=system,
+            max_tokens=max_tokens,
+            max_pixels=max_pixels,
+            as_json=as_json,
         ),
     )
 
@@ -219,7 +288,10 @@ def _info(
 
 @app.command("bench")
 def _bench(
-    model: Model = None,
+    model: Annotated[
+        str,
+        typer.Option("-m", "--model", metavar="FILE", help="GGUF file, or a name, which is fetched if it is not here."),
+    ] = "smollm2-135m",
     prompt_tokens: Annotated[
         int, typer.Option("-p", "--prompt-tokens", min=1, help="Prompt length for prefill.")
     ] = 512,

@@ -6,6 +6,8 @@ import logging
 import sys
 import time
 import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
 from types import TracebackType
 
 from rich.console import Console
@@ -136,3 +138,25 @@ def printable(text: str, limit: int = 200) -> str:
         c if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co") else "\N{REPLACEMENT CHARACTER}" for c in text
     )
     return kept if len(kept) <= limit else kept[: limit - 1] + "…"
+
+
+@dataclass(frozen=True)
+class AnswerPiece:
+    """Some text of an answer while it streams: of its thought, or of what it says."""
+
+    text: str
+    is_thought: bool = False
+
+
+def print_answer(console: Console, pieces: Iterable[AnswerPiece]) -> None:
+    """Print an answer as it comes and end its line: the thought dim and on lines of its own, nothing that could steer
+    the terminal."""
+    last = AnswerPiece("")
+    for piece in pieces:
+        if last.is_thought and not piece.is_thought and not last.text.endswith("\n"):
+            print()
+        # Line breaks and tabs stay.
+        steady = "".join(c if c in "\n\t" else printable(c) for c in piece.text)
+        console.print(steady, style="dim" if piece.is_thought else None, end="", markup=False, soft_wrap=True)
+        last = piece
+    print()

@@ -11,8 +11,11 @@ import uvicorn
 
 from autoglm.cli.loading import LoadedModel
 from autoglm.errors import EngineError
+from autoglm.media.limits import MediaLimits
+from autoglm.media.sources import MediaSources
 from autoglm.server.app import create_app
 from autoglm.server.driver import EngineDriver
+from autoglm.server.media import MediaDoor
 
 _START_TIMEOUT_S = 30.0
 
@@ -23,7 +26,13 @@ class EmbeddedServer:
     def __init__(self, loaded: LoadedModel, *, api_key: str) -> None:
         self._driver = EngineDriver(loaded.engine)
         app = create_app(
-            self._driver, loaded.tokenizer, loaded.template, model_id=loaded.model_id, aliases=(), api_key=api_key
+            self._driver,
+            loaded.tokenizer,
+            loaded.template,
+            model_id=loaded.model_id,
+            aliases=(),
+            api_key=api_key,
+            media=None if loaded.multimodal is None else MediaDoor(loaded.multimodal, MediaSources(MediaLimits())),
         )
         self._socket = socket.create_server(("127.0.0.1", 0))
         self._server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on"))

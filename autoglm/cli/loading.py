@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -75,31 +76,29 @@ def served_names(options: ModelOptions) -> tuple[str, tuple[str, ...]]:
         if not names:
             raise ConfigError(f"--alias is {options.alias!r}, expected a name, or names with commas between")
         return names[0], tuple(names[1:])
-    if options.model is None:
-        return pull.NAMED_MODELS[pull.DEFAULT_MODEL].served_name, (pull.DEFAULT_MODEL,)
-    if options.model.lower() in pull.NAMED_MODELS:
-        return pull.NAMED_MODELS[options.model.lower()].served_name, (options.model.lower(),)
-    stem = re.sub(r"\.gguf$", "", re.split(r"[/:]", options.model)[-1], flags=re.IGNORECASE)
+    model = options.model or pull.DEFAULT_MODEL
+    if model.lower() in pull.NAMED_MODELS:
+        return pull.NAMED_MODELS[model.lower()].served_name, (model.lower(),)
+    stem = re.sub(r"\.gguf$", "", re.split(r"[/:]", model)[-1], flags=re.IGNORECASE)
     short = _QUANTIZATION_SUFFIX.sub("", stem) or stem
     return short, () if short == stem else (stem,)
 
 
 def check_model_option(options: ModelOptions) -> None:
-    """Raises ConfigError at once if --model is neither a file nor a name."""
-    if options.model is None or pull.is_model_name(options.model):
-        return
+    """Raises ConfigError at once if --model is neither a file nor a name, or --mmproj is no file."""
     try:
-        preflight.check_model_file(options.model)
+        if options.mmproj is not None:
+            preflight.check_mmproj_file(str(options.mmproj))
+        if options.model is not None and not pull.is_model_name(options.model):
+            preflight.check_model_file(options.model)
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
 
 def find_model(options: ModelOptions, report: pull.Progress) -> Path:
     """The GGUF to serve; a model that goes by a name is fetched if it is not here."""
-    if options.model is None:
-        return pull.default_model_path(progress=report)
-    if pull.is_model_name(options.model) and not Path(options.model).exists():
-        return pull.pull(options.model, progress=report).path
+    if options.model is None or (pull.is_model_name(options.model) and not Path(options.model).exists()):
+        return pull.pull(options.model or pull.DEFAULT_MODEL, progress=report).path
     return Path(options.model)
 
 
@@ -115,6 +114,24 @@ def find_mmproj(path: Path, options: ModelOptions) -> Path | None:
     own += [file for file in found if _QUANTIZATION_SUFFIX.sub("", file.stem.removeprefix("mmproj-")) == name]
     # Of several the smallest that is not below 8 bits: what people publish are Q8_0, F16, BF16 and F32.
     return min(own, key=lambda file: file.stat().st_size) if own else None
+
+
+def check_media(path: Path, options: ModelOptions, media: Collection[str]) -> None:
+    """Raises ConfigError, before any weight is read, if the model at `path` cannot read a "picture" or "sound"."""
+    if not media:
+        return
+    name, _ = served_names(options)
+    mmproj = find_mmproj(path, options)
+    if mmproj is None:
+        raise ConfigError(
+            f"{name} reads text only: no mmproj-*.gguf of its name lies beside it; mend: name it with --mmproj, "
+            "or leave --model out for AutoGLM-Phone-Nano"
+        )
+    if "sound" in media and not GGUFFile.open(mmproj).get("clip.has_audio_encoder", bool, False):
+        raise ConfigError(
+            f"{name} has no ears, {mmproj.name} holds no audio encoder; mend: give the words as text, "
+            "or leave --model out for AutoGLM-Phone-Nano"
+        )
 
 
 def load_model(path: Path, options: ModelOptions, report: pull.Progress) -> LoadedModel:

@@ -106,10 +106,8 @@ def _announce(line: str) -> None:
 def _check(model: ModelOptions, options: ServeOptions) -> None:
     if options.api_key is not None and not options.api_key.strip():
         raise ConfigError("--api-key (or AUTOGLM_API_KEY) is empty; give a key, or leave it out to take any")
+    check_model_option(model)
     try:
-        if model.mmproj is not None:
-            preflight.check_mmproj_file(str(model.mmproj))
-        check_model_option(model)
         preflight.check_port(options.host, options.port)
     except ValueError as error:
         raise ConfigError(str(error)) from None

