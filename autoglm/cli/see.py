@@ -49,8 +49,8 @@ def run_see(model: ModelOptions, options: SeeOptions) -> None:
     """
     if not (options.text and options.text.strip()) and options.say is None:
         raise ConfigError('nothing is asked of the screen; give a text, such as "open settings", or --say COMMAND.wav')
-    output = _output_path(options)
     picture, part = picture_part(options.screen)
+    output = _output_path(options)
     parts = [part]
     if options.say is not None:
         parts.append(sound_part(options.say))
@@ -62,7 +62,7 @@ def run_see(model: ModelOptions, options: SeeOptions) -> None:
     except FormatError as error:
         if options.as_json:
             print(json.dumps(_told(answer), ensure_ascii=False))
-        raise FormatError(f"the answer above is no action, so nothing was drawn: {error}") from None
+        raise FormatError(f"nothing was drawn: {error}") from None
     _save(picture, action, output)
     if options.as_json:
         width, height = picture.width, picture.height
@@ -123,9 +123,7 @@ def _output_path(options: SeeOptions) -> Path:
     except OSError:
         is_free = False
     if not is_free:
-        raise ConfigError(
-            f"'{path}' is there and was not drawn by autoglm see; mend: name another file with -o FILE.png"
-        )
+        raise ConfigError(f"'{path}' is there and was not drawn by autoglm see; mend: -o ANOTHER.png")
     return path
 
 

@@ -3,49 +3,16 @@
 from __future__ import annotations
 
 import io
-import json
 import sys
-from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
 
-import httpx
 import pytest
 
 from autoglm import cli
-from autoglm.cli import chat
+from tests.cli.conftest import FakeServer
 from tests.tiny_models import TinyModel
 
-
-class FakeServer:
-    """An OpenAI-shaped server as an httpx transport; keeps the requests, answers with what the test says."""
-
-    def __init__(self) -> None:
-        self.requests: list[dict[str, Any]] = []
-        self.deltas: list[dict[str, str]] = [{"role": "assistant"}, {"content": "Hel"}, {"content": "lo"}]
-        self.refusal: tuple[int, str] | None = None
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        if request.url.path == "/v1/models":
-            return httpx.Response(200, json={"data": [{"id": "fake-model"}]})
-        self.requests.append(json.loads(request.content))
-        if self.refusal is not None:
-            return httpx.Response(self.refusal[0], json={"error": {"message": self.refusal[1]}})
-        events = [{"choices": [{"delta": delta, "finish_reason": None}]} for delta in self.deltas]
-        events.append({"choices": [{"delta": {}, "finish_reason": "stop"}]})
-        lines = [": keep-alive", *(f"data: {json.dumps(event)}" for event in events), "data: [DONE]"]
-        return httpx.Response(200, text="\n\n".join(lines) + "\n\n", headers={"content-type": "text/event-stream"})
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
-    server = FakeServer()
-    plain_client = httpx.Client
-
-    def client(**options: Any) -> httpx.Client:
-        return plain_client(transport=httpx.MockTransport(server), **options)
-
-    monkeypatch.setattr(chat.httpx, "Client", client)
-    yield server
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 def say(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
@@ -118,3 +85,37 @@ def test_model_loaded_here_answers(
     out, err = capfd.readouterr()
     assert code == 0 and "ERROR" not in err
     assert "/reset" in out
+
+
+def test_media_go_with_the_next_message(
+    fake: FakeServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lines = [f"/image '{DOCS / 'screen.png'}'", f"/audio {DOCS / 'command.flac'}", "", "and now?"]
+    say(monkeypatch, *lines, f"/image {DOCS / 'screen.png'}", "/reset", "plain")
+    assert cli.main(["chat", "--url", "http://x/v1"]) == 0
+    first, second, third = [request["messages"] for request in fake.requests]
+    assert [part["type"] for part in first[0]["content"]] == ["image_url", "input_audio"]
+    assert first[0]["content"][0]["image_url"]["url"].startswith("data:image/png;base64,iVBOR")
+    assert second[0] == first[0] and second[2]["content"] == "and now?", "the history keeps its picture"
+    assert [message["content"] for message in third] == ["plain"], "a reset forgets what was attached"
+    assert "next message" in capfd.readouterr().out
+
+
+def test_what_cannot_be_attached_is_one_line(
+    fake: FakeServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    say(monkeypatch, "/image none.png", f"/image {DOCS / 'api.md'}", f"/audio {DOCS / 'screen.png'}", "hello")
+    assert cli.main(["chat", "--url", "http://x/v1"]) == 0
+    errors = capfd.readouterr().err.splitlines()
+    assert [request["messages"][0]["content"] for request in fake.requests] == ["hello"]
+    assert len(errors) == 3 and all(line.startswith("ERROR: ") for line in errors)
+    assert "'none.png' not found" in errors[0] and "send PNG, JPEG, WebP or GIF" in errors[1]
+    assert "cannot be played to a model" in errors[2] and "send wav, mp3, flac or ogg" in errors[2]
+
+
+def test_the_default_model_sees(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """No flags about the model: Nano, with its eyes."""
+    say(monkeypatch, f"/image {DOCS / 'screen.png'}", "tap Wallet")
+    assert cli.main(["chat", "--temperature", "0", "-n", "64", "-t", "1", "-c", "1024"]) == 0
+    out, err = capfd.readouterr()
+    assert 'Tap Wallet\ndo(action="Tap", element=[3' in out and err == ""

@@ -33,7 +33,7 @@ def only_error(err: str) -> str:
     return err
 
 
-@pytest.mark.parametrize("command", [[], ["serve"], ["chat"], ["info"], ["bench"], ["pull"], ["convert"]])
+@pytest.mark.parametrize("command", [[], ["serve"], ["chat"], ["see"], ["info"], ["bench"], ["pull"], ["convert"]])
 def test_help_says_what_each_flag_does(capfd: pytest.CaptureFixture[str], command: list[str]) -> None:
     code, out, err = run(capfd, *command, "--help")
     assert code == 0 and err == "" and out.startswith("Usage: autoglm")
@@ -229,7 +229,8 @@ def test_starting_is_light() -> None:
 @pytest.mark.parametrize(
     ("model", "alias", "names"),
     [
-        (None, None, ("SmolLM2-135M-Instruct", ("smollm2-135m",))),
+        (None, None, ("AutoGLM-Phone-Nano", ("nano",))),
+        ("smollm2-135m", None, ("SmolLM2-135M-Instruct", ("smollm2-135m",))),
         ("/x/AutoGLM-Phone-9B-Q4_K_M.gguf", None, ("AutoGLM-Phone-9B", ("AutoGLM-Phone-9B-Q4_K_M",))),
         ("SmolLM2-135M-Instruct.Q4_1.gguf", None, ("SmolLM2-135M-Instruct", ("SmolLM2-135M-Instruct.Q4_1",))),
         ("model-BF16.gguf", None, ("model", ("model-BF16",))),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -81,28 +82,41 @@ def test_sigterm_lets_a_running_answer_finish(tiny_llama: TinyModel) -> None:
     assert replies[0].json()["usage"]["completion_tokens"] == 1500
 
 
-def test_default_model_answers(smollm2_path: Path) -> None:
-    """No flags at all: what the README's first command does, with real weights."""
-    with serving() as server:
-        assert server.lines[:2] == [
-            "INFO: Starting SmolLM2-135M-Instruct server...",
-            "INFO: Loading GLM backbone with 135M parameters",
+def test_default_model_answers(tmp_path: Path) -> None:
+    """No flags at all: what the README's first command does. Nothing is fetched; every part is named as it loads."""
+    cache = tmp_path / "cache"
+    with serving(AUTOGLM_CACHE=str(cache)) as server:
+        wanted = [
+            r"Starting AutoGLM-Phone-Nano server\.\.\.",
+            r"Loading GLM backbone with 3\.6M parameters",
+            r"Loading vision encoder from .*mmproj-AutoGLM-Phone-Nano-Q8_0\.gguf",
+            r"Loading audio encoder from .*mmproj-AutoGLM-Phone-Nano-Q8_0\.gguf",
+            r"Initializing MMProj projector: mmproj-AutoGLM-Phone-Nano-Q8_0\.gguf",
+            rf"Server running on port {server.port}",
         ]
+        told = [line for line in server.lines if any(re.fullmatch(f"INFO: {text}", line) for text in wanted)]
+        assert len(told) == len(wanted), server.lines
+        assert all(re.fullmatch(f"INFO: {text}", line) for text, line in zip(wanted, told, strict=True)), told
+        assert server.lines[:2] == told[:2] and server.lines[-1] == told[-1] and not cache.exists()
         with openai.OpenAI(base_url=server.url, api_key="EMPTY") as client:
-            completion = client.completions.create(
-                model="SmolLM2-135M-Instruct", prompt="The capital of France is", max_tokens=4, temperature=0
-            )
-            assert "Paris" in completion.choices[0].text
             pieces = [
                 chunk.choices[0].delta.content or ""
                 for chunk in client.chat.completions.create(
-                    model="smollm2-135m",
-                    messages=[{"role": "user", "content": "Name three colours."}],
-                    max_tokens=32,
+                    model="nano",
+                    messages=[{"role": "user", "content": "Who are you?"}],
+                    max_tokens=96,
                     temperature=0,
                     stream=True,
                 )
                 if chunk.choices
             ]
-        assert len(pieces) > 5 and "".join(pieces).strip()
+        assert len(pieces) > 5 and "AutoGLM-Phone-Nano" in "".join(pieces)
         assert server.stop() == 0
+
+
+def test_smollm2_by_name(smollm2_path: Path) -> None:
+    with serving("-m", "smollm2-135m") as server, openai.OpenAI(base_url=server.url, api_key="EMPTY") as client:
+        completion = client.completions.create(
+            model="SmolLM2-135M-Instruct", prompt="The capital of France is", max_tokens=4, temperature=0
+        )
+        assert "Paris" in completion.choices[0].text

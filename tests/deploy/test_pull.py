@@ -211,13 +211,13 @@ def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_command_prints_the_path(cache: Path, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pinned default, out of this machine's own cache folder when it is there already."""
+    """The pinned SmolLM2, out of this machine's own cache folder when it is there already."""
     environment = {name: value for name, value in os.environ.items() if name not in ("AUTOGLM_CACHE",)}
     monkeypatch.delenv("AUTOGLM_CACHE")
-    if not pull.is_cached(pull.NAMED_MODELS[pull.DEFAULT_MODEL]):
-        pytest.skip("the default model is not in the cache folder")
+    if not pull.is_cached(pull.NAMED_MODELS["smollm2-135m"]):
+        pytest.skip("SmolLM2 is not in the cache folder")
     result = subprocess.run(
-        [sys.executable, "-m", "autoglm", "pull", pull.DEFAULT_MODEL], capture_output=True, text=True, env=environment
+        [sys.executable, "-m", "autoglm", "pull", "smollm2-135m"], capture_output=True, text=True, env=environment
     )
     assert result.returncode == 0, result.stderr
     assert Path(result.stdout.strip()).name == "SmolLM2-135M-Instruct.Q4_1.gguf"
