@@ -1,7 +1,7 @@
 #!/bin/sh
 # Build autoglm into .venv beside this script (the first time, and after a change) and serve a model.
 #
-#   sh run_autoglm_server.sh                                the default model on http://127.0.0.1:8000/v1
+#   sh run_autoglm_server.sh                                AutoGLM-Phone-Nano on http://127.0.0.1:8000/v1
 #   sh run_autoglm_server.sh -m MODEL.gguf --port 8001      every flag of `autoglm serve`; see --help
 set -u
 
