@@ -1,4 +1,4 @@
-"""From flags to a loaded engine: find the file, fit it to the memory, read it. serve, chat, see and bench share this."""
+"""From flags to a loaded engine: find the file, fit it to the memory, read it. All that answers shares this."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +92,8 @@ def _ask(model: ModelOptions, options: SeeOptions, parts: list[dict[str, Any]]) 
     with connect(model, options.url, options.api_key, media=kinds) as client:
         pieces = client.stream(body, answer)
         if options.as_json:
-            deque(pieces, maxlen=0)
+            for _ in pieces:
+                pass
         else:
             print_answer(Console(highlight=False), pieces)
     return answer
