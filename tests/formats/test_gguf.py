@@ -79,7 +79,7 @@ def test_files_of_the_communitys_converter(name: str) -> None:
     assert_equals_reference(FIXTURES / f"{name}.gguf")
 
 
-def test_the_real_default_model(smollm2_path: Path) -> None:
+def test_a_real_model(smollm2_path: Path) -> None:
     assert_equals_reference(smollm2_path)
 
 
