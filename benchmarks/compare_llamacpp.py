@@ -37,6 +37,7 @@ GLM4_NAME = "glm4-9b-shapes-8-layers-Q4_K_M.gguf"
 CONTEXT = 1024
 PHASES = ("prefill", "decode", "decode_deep")
 SHORT_PROMPT = 16
+ENGINES = {"autoglm": ["autoglm"], "llama.cpp": ["llama.cpp"], "llama.cpp flash": ["llama.cpp", "flash"]}
 TARGETS = {
     "smollm2": {"prefill": 4.0, "decode": 1.3, "decode_deep": 1.3},
     "glm4": {"prefill": 2.5, "decode": 1.3, "decode_deep": 1.3},
@@ -56,16 +57,15 @@ class Workload:
 
 
 class Worker:
-    """One engine in its own process; see engine_worker.py for the protocol."""
+    """One engine in its own process, running a script of this folder; see engine_worker.py for the protocol."""
 
-    def __init__(self, kind: str, model: Path, threads: int, flash: bool = False) -> None:
-        command = [sys.executable, str(HERE / "engine_worker.py"), kind, str(model), str(threads), str(CONTEXT)]
+    def __init__(self, script: str, *arguments: object) -> None:
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")]),
         }
         self.process = subprocess.Popen(
-            command + (["flash"] if flash else []),
+            [sys.executable, str(HERE / script), *map(str, arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -175,9 +175,8 @@ def run(load: Workload, threads: int, repeats: int) -> dict[str, Any]:
     token_ids = rng.integers(load.first_id, load.last_id, load.prefill).tolist()
     steps = rng.integers(load.first_id, load.last_id, load.decode).tolist()
     workers = {
-        "autoglm": Worker("autoglm", load.path, threads),
-        "llama.cpp": Worker("llama.cpp", load.path, threads, flash=False),
-        "llama.cpp flash": Worker("llama.cpp", load.path, threads, flash=True),
+        engine: Worker("engine_worker.py", kind, load.path, threads, CONTEXT, *flash)
+        for engine, (kind, *flash) in ENGINES.items()
     }
     ours, theirs = workers["autoglm"], workers["llama.cpp"]
     check = check_smollm2(ours, theirs, load.path) if load.name == "smollm2" else check_logits(ours, theirs, token_ids)

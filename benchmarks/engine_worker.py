@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -128,14 +129,20 @@ def answer(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
     return reply
 
 
-def main() -> None:
-    kind, model, threads, context = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+def serve(load: Callable[[], Any], answer: Callable[[Any, dict[str, Any]], dict[str, Any]]) -> None:
+    """Load an engine, say what it is, then answer request after request until stdin ends."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints must not reach the reply stream
-    engine = (LlamaCpp if kind == "llama.cpp" else Autoglm)(model, threads, context, "flash" in sys.argv[5:])
-    print(json.dumps({"ready": engine.description, "num_vocab": engine.num_vocab}), file=replies, flush=True)
+    engine = load()
+    print(json.dumps({"ready": engine.description}), file=replies, flush=True)
     for line in sys.stdin:
         print(json.dumps(answer(engine, json.loads(line))), file=replies, flush=True)
+
+
+def main() -> None:
+    kind, model, threads, context = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    engine = LlamaCpp if kind == "llama.cpp" else Autoglm
+    serve(lambda: engine(model, threads, context, "flash" in sys.argv[5:]), answer)
 
 
 if __name__ == "__main__":

@@ -125,7 +125,8 @@ def vocabulary() -> tuple[list[str], list[int], list[str]]:
     return tokens + padding, types + [5] * len(padding), merges
 
 
-def _write_header(writer: gguf.GGUFWriter) -> None:
+def write_header(writer: gguf.GGUFWriter) -> None:
+    """Every key of the file, the tokenizer's among them."""
     writer.add_name("Random glm4, 9B layer shapes, 8 layers")
     writer.add_block_count(NUM_LAYERS)
     writer.add_context_length(65536)
@@ -169,7 +170,7 @@ def write_glm4_file(path: Path, seed: int = 0) -> None:
     partial = path.with_suffix(".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(partial, "glm4")
-    _write_header(writer)
+    write_header(writer)
     vectors = list(_vectors(rng))
     for name, values in vectors:
         writer.add_tensor_info(name, values.shape, values.dtype, values.nbytes)
