@@ -256,12 +256,22 @@ def plot(results: dict[str, Any], path: Path) -> None:
         result = results["workloads"][name]
         medians = result["median_tokens_per_s"]
         values = [medians[result["best_llama_cpp"][phase]][phase], medians["autoglm"][phase]]
-        drawn = axis.bar(["llama.cpp", "autoglm"], values, color=["#9aa5b1", "#1f7a8c"], width=0.65)
-        axis.bar_label(drawn, fmt="%.0f" if min(values) >= 20 else "%.1f", padding=2)
-        axis.set_title(f"{name}\n{phase.replace('_', ' ')}: {result['ratio'][phase]:.2f} times", fontsize=10)
-        axis.set_ylim(0, max(values) * 1.18)
-        axis.spines[["top", "right"]].set_visible(False)
+        draw_pair(axis, values, f"{name}\n{phase.replace('_', ' ')}: {result['ratio'][phase]:.2f} times")
     axes[0][0].set_ylabel("tokens per second")
+    save_figure(figure, results, path)
+
+
+def draw_pair(axis: Any, values: list[float], title: str) -> None:
+    """Two bars with their values: llama.cpp's and ours."""
+    drawn = axis.bar(["llama.cpp", "autoglm"], values, color=["#9aa5b1", "#1f7a8c"], width=0.65)
+    axis.bar_label(drawn, fmt="%.0f" if min(values) >= 20 else "%.1f", padding=2)
+    axis.set_title(title, fontsize=10)
+    axis.set_ylim(0, max(values) * 1.18)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def save_figure(figure: Any, results: dict[str, Any], path: Path) -> None:
+    """Write the plot with the machine, threads and day under it."""
     about = results["machine"]
     caption = f"{about['cpu']}, {results['threads']} threads, {about['date'][:10]}"
     figure.tight_layout(rect=(0, 0.06, 1, 1))
@@ -269,11 +279,11 @@ def plot(results: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def run_options(description: str | None) -> argparse.ArgumentParser:
+    """The options of every comparison with another engine."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--no-install", action="store_true", help="stop if something is missing")
     parser.add_argument("--quick", action="store_true", help="one repeat: a smoke test, not a result")
-    parser.add_argument("--model", nargs="+", choices=["smollm2", "glm4"], default=["smollm2", "glm4"])
     parser.add_argument(
         "--threads",
         type=int,
@@ -281,11 +291,13 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the JSON and the plot")
-    return parser.parse_args()
+    return parser
 
 
 def main() -> None:
-    arguments = parse_arguments()
+    parser = run_options(__doc__)
+    parser.add_argument("--model", nargs="+", choices=["smollm2", "glm4"], default=["smollm2", "glm4"])
+    arguments = parser.parse_args()
     sys.path[:0] = [str(HERE), str(HERE.parent)]
     install_missing(not arguments.no_install)
     results: dict[str, Any] = {"machine": machine(), "threads": arguments.threads, "workloads": {}}

@@ -57,8 +57,16 @@ class LlamaCpp:
 
     def __init__(self, mmproj: str, vocabulary: str, threads: int, flash: bool) -> None:
         from llama_cpp import llama_cpp as c
-        from llama_cpp import mtmd_cpp as m
 
+        try:
+            from llama_cpp import mtmd_cpp as m
+        except ImportError:
+            m = None
+        # Setting a field that an older structure lacks would silently do nothing.
+        if not all(hasattr(getattr(m, "mtmd_context_params", None), name) for name in ("flash_attn_type", "warmup")):
+            raise SystemExit(
+                "this llama-cpp-python is too old for images of glm4v; mend: install version 0.3.36 or later"
+            )
         self.m = m
         self._log = c.llama_log_callback(print_errors)
         c.llama_log_set(self._log, ctypes.c_void_p(0))
