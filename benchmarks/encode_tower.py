@@ -45,7 +45,7 @@ FULL_LAYERS = 24
 UNRESIZED, SCREEN, LARGE_SCREEN = (532, 1204), (540, 1200), (1080, 2400)
 TARGET_RATIO = 3.0
 TARGET_PEAK_BYTES = 1_500_000_000
-LEAST_COSINE = 0.98
+LEAST_COSINE = 0.99  # a rotary embedding left out gives 0.95 with one layer; two right engines 0.999 with all
 SAMPLE_S = 0.02
 
 
@@ -196,7 +196,9 @@ def plot(results: dict[str, Any], path: Path) -> None:
     draw_pair(axes[0], seconds, f"encoding {'{}x{}'.format(*SCREEN)}\n{speed['ratio']:.2f} times as fast")
     axes[0].set_ylabel("seconds")
     peaks = [memory[engine]["peak_bytes_above"] / 1e9 for engine in ("llama.cpp flash", "autoglm")]
-    draw_pair(axes[1], peaks, f"encoding {'{}x{}'.format(*LARGE_SCREEN)}\nmemory above the weights")
+    finished = all(memory[engine]["finished"] for engine in ("llama.cpp flash", "autoglm"))
+    title = f"encoding {'{}x{}'.format(*LARGE_SCREEN)}\nmemory above the weights"
+    draw_pair(axes[1], peaks, title if finished else title + ", unfinished")
     axes[1].set_ylabel("GB")
     save_figure(figure, results, path)
 
