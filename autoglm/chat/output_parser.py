@@ -1,7 +1,9 @@
 """Streamed text -> content, reasoning and tool-call deltas; never half a tag, whatever the pieces.
 
 Modes of a thought (<think> ... </think>):
-  inline  content is what the model wrote, tags included
+  inline  content is what the model wrote, tags included, but for the </answer> after an action: Open-AutoGLM's client
+          takes all from do(action= on for the action, cannot read it with a tag behind it, and ends the task. Its
+          reference server stops at that tag and never sends it.
   split   thoughts become reasoning; think and answer tags are removed, with the white space around them
   drop    as split, and the thoughts are left out
 
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
@@ -26,6 +29,8 @@ from typing import Literal
 from autoglm.chat.tool_calls import read_tool_calls
 
 TOOL_TAGS = ("<tool_call>", "</tool_call>")
+# What Open-AutoGLM's client looks for; zai-org/Open-AutoGLM phone_agent/model/client.py, restated.
+_ACTION_STARTS = ("do(action=", "finish(message=")
 _BARE_CALL = '{"name":'
 
 
@@ -72,6 +77,7 @@ class OutputParser:
         self._skips_white = self._state is _State.THOUGHT and reasoning_mode != "inline"
         self._may_be_bare = tools and self._state is _State.CONTENT
         self._has_content = False
+        self._last_tag = _LastTag(answer_tags[1]) if reasoning_mode == "inline" else None
         self._thought: list[str] = []
         self._num_calls = 0
         self._out: list[Delta] = []
@@ -79,7 +85,8 @@ class OutputParser:
     def push(self, text: str) -> list[Delta]:
         """The deltas that are certain after this text; neighbours of one kind are joined."""
         if self._mode == "inline" and not self._tools:
-            return [Delta("content", text)] if text else []
+            self._out.append(Delta("content", text))
+            return self._take()
         self._held += text
         while self._step():
             pass
@@ -99,7 +106,10 @@ class OutputParser:
         self._white = ""
         if finish_reason == "stop" and not self._has_content and self._mode != "inline":
             self._out.append(Delta("content", self._thought_as_content()))
-        return self._take()
+        deltas = self._take()
+        if self._last_tag is not None and (rest := self._last_tag.finish()):
+            deltas.append(Delta("content", rest))
+        return deltas
 
     def _step(self) -> bool:
         """Deal with the next tag or the text before it; False when more text is needed."""
@@ -218,7 +228,7 @@ class OutputParser:
 
     def _take(self) -> list[Delta]:
         joined: list[Delta] = []
-        for delta in self._out:
+        for delta in self._out if self._last_tag is None else self._last_tag.push(self._out):
             if delta.kind == "tool_call":
                 joined.append(delta)
             elif delta.text and joined and joined[-1].kind == delta.kind:
@@ -227,6 +237,35 @@ class OutputParser:
                 joined.append(delta)
         self._out = []
         return joined
+
+
+class _LastTag:
+    """Holds the closing tag back that may be the last of an answer, and leaves it out after an action."""
+
+    def __init__(self, tag: str) -> None:
+        self._tag = tag
+        self._written: list[str] = []
+        self._held = ""
+
+    def push(self, deltas: list[Delta]) -> Iterator[Delta]:
+        """The deltas without an end that may be the tag or become it."""
+        for delta in deltas:
+            if delta.kind == "content":
+                text = self._held + delta.text
+                keep = len(self._tag) if text.endswith(self._tag) else _partial_tag(text, (self._tag,))
+                text, self._held = text[: len(text) - keep], text[len(text) - keep :]
+            else:
+                text, self._held = self._held, ""
+            self._written.append(text)
+            yield Delta("content", text)
+            if delta.kind != "content":
+                yield delta
+
+    def finish(self) -> str:
+        """What was held back, unless it closes an action."""
+        written = "".join(self._written)
+        closes_action = written.rstrip().endswith(")") and any(start in written for start in _ACTION_STARTS)
+        return "" if closes_action and self._held == self._tag else self._held
 
 
 def _partial_tag(text: str, tags: tuple[str, ...]) -> int:

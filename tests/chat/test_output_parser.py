@@ -49,6 +49,22 @@ ANSWERS: list[tuple[str, dict[Mode, tuple[str, str]]]] = [
         "<think>\nline 1\n\nline 2\n</think>\n\n<answer>\ndo(a)\n</answer>",
         {"split": ("do(a)", "line 1\n\nline 2"), "drop": ("do(a)", "")},
     ),
+    (
+        '<think>why</think>\n<answer>do(action="Back")</answer>',
+        {"inline": ('<think>why</think>\n<answer>do(action="Back")', ""), "split": ('do(action="Back")', "why")},
+    ),
+    (
+        '<answer>finish(message="</answer>")</answer>',
+        {"inline": ('<answer>finish(message="</answer>")', "")},
+    ),
+    (
+        '<answer>do(action="Back")</answer> done',
+        {"inline": ('<answer>do(action="Back")</answer> done', "")},
+    ),
+    (
+        '<answer>do(action="Type", text="a</answer>',
+        {"inline": ('<answer>do(action="Type", text="a</answer>', "")},
+    ),
     ("<think></think>x", {"split": ("x", ""), "drop": ("x", "")}),
     (NO_TAGS, {"split": (NO_TAGS, ""), "inline": (NO_TAGS, "")}),
     ("<think>1 < 2 </ think></think>ok", {"split": ("ok", "1 < 2 </ think>")}),

@@ -60,7 +60,7 @@ async def test_the_thought_and_the_answer_tag_do_not_stand_in_the_content(serve:
     assert choice["message"]["content"] == TAP and choice["finish_reason"] == "stop"
     assert choice["message"]["reasoning_content"] == "It is at the top."
     free = (await ask(served, response_format={"type": "text"}))["choices"][0]["message"]["content"]
-    assert free == f"<think>It is at the top.</think>\n<answer>{TAP}</answer>"
+    assert free == f"<think>It is at the top.</think>\n<answer>{TAP}"
 
 
 async def test_a_tag_inside_a_typed_text_is_text(serve: ServeFunction) -> None:
