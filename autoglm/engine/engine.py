@@ -81,6 +81,7 @@ class EngineStats:
     num_generation_tokens_total: int
     num_reasoning_tokens_total: int
     num_forced_tokens_total: int  # written without being sampled: a thought's close, what a grammar left no choice in
+    num_encoded_total: int  # encoder jobs done: a picture, or for gcmf all media of a turn
     num_steps_total: int
     num_requests_total: int
     num_finished_total: dict[str, int]  # by finish reason, "cancelled" too
@@ -248,6 +249,7 @@ class Engine:
             num_generation_tokens_total=counters.generation_tokens,
             num_reasoning_tokens_total=counters.reasoning_tokens,
             num_forced_tokens_total=counters.forced_tokens,
+            num_encoded_total=self.encoders.num_encoded,
             num_steps_total=counters.steps,
             num_requests_total=counters.requests,
             num_finished_total=dict(self._finished),
