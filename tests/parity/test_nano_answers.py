@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 from numpy.typing import NDArray
 from PIL import Image
 from starlette.testclient import TestClient
@@ -29,6 +26,7 @@ from autoglm.train.world.labels import Language
 from autoglm.train.world.screens import draw_screen
 from autoglm.train.world.split import rng_for
 from autoglm.train.world.tasks import Example, examples_for_screen, speech_only
+from tests.media.parts import image_url, input_audio, picture_file, sound_file
 from tests.train.conftest import hummed
 
 NANO = SHIPPED_MODELS["nano"]
@@ -58,19 +56,11 @@ def client(loaded: LoadedModel) -> Iterator[TestClient]:
 
 
 def picture(image: Image.Image) -> dict[str, Any]:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_base64(file.getvalue())}"}}
+    return image_url(picture_file(image))
 
 
 def sound(wave: NDArray[np.float32]) -> dict[str, Any]:
-    file = io.BytesIO()
-    soundfile.write(file, wave, 16_000, format="WAV", subtype="FLOAT")
-    return {"type": "input_audio", "input_audio": {"data": _base64(file.getvalue()), "format": "wav"}}
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
+    return input_audio(sound_file(wave, subtype="FLOAT"))
 
 
 def wave_of(text: str, language: Language) -> NDArray[np.float32]:
