@@ -1,12 +1,13 @@
-"""Session fixtures every suite shares: tiny GGUFs with their torch oracles, and the real SmolLM2 file."""
+"""Session fixtures every suite shares: tiny GGUFs with their torch oracles, the real SmolLM2 file, a served Nano."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.cli.serving import ServerProcess, serving
 from tests.tiny_models import TinyModel, write_tiny_model
 
 
@@ -52,3 +53,10 @@ def smollm2_path() -> Path:
         return Path(pull.pull("smollm2-135m").path)
     except (AutoglmError, OSError) as error:
         pytest.skip(f"SmolLM2 cannot be had here: {error}")
+
+
+@pytest.fixture(scope="session")
+def nano_server() -> Iterator[ServerProcess]:
+    """`autoglm serve -m nano`, a process of its own; it may have seen other tests' pictures."""
+    with serving("-m", "nano") as running:
+        yield running
