@@ -17,7 +17,6 @@ class MediaLimits:
     max_sound_bytes           of one sound file; 60 s of 48 kHz stereo in 24 bits are 17 MB
     max_total_bytes           of all media files of the request together
     max_picture_pixels        width times height of one picture; the default holds an 8K screen (7680 x 4320)
-    max_total_pixels          of all pictures of the request together; ten phone screens of 1440 x 3200 are 46 million
     max_sound_s               length of one sound in seconds; what Nano hears at most
     remote_timeout_s          for one http(s) address, redirects included
     max_redirects             hops after the first address
@@ -29,7 +28,6 @@ class MediaLimits:
     max_sound_bytes: int = 25 << 20
     max_total_bytes: int = 64 << 20
     max_picture_pixels: int = 1 << 25
-    max_total_pixels: int = 1 << 26
     max_sound_s: float = 60.0
     remote_timeout_s: float = 10.0
     max_redirects: int = 3

@@ -60,11 +60,6 @@ def decode_picture(data: bytes, *, limits: MediaLimits, param: str) -> Picture:
 
     Raises RequestError for an unknown format, a damaged or truncated file, and one over `limits`.
     """
-    return decode_checked(check_picture(data, limits=limits, param=param), param=param)
-
-
-def check_picture(data: bytes, *, limits: MediaLimits, param: str) -> PictureHeader:
-    """What is known of a picture before it is decoded. Raises RequestError as decode_picture."""
     if len(data) > limits.max_picture_bytes:
         raise RequestError(
             f"the picture has {len(data)} bytes, at most {limits.max_picture_bytes} are read; send a smaller file",
@@ -79,11 +74,6 @@ def check_picture(data: bytes, *, limits: MediaLimits, param: str) -> PictureHea
             param=param,
             code="image_too_large",
         )
-    return header
-
-
-def decode_checked(header: PictureHeader, *, param: str) -> Picture:
-    """Decode a picture that check_picture let through. Raises RequestError for damaged pixels."""
     rgb = _decode(header, param)
     digest = hashlib.sha256(struct.pack("<II", rgb.shape[1], rgb.shape[0]))
     digest.update(rgb.data)
@@ -97,8 +87,7 @@ def _decode(header: PictureHeader, param: str) -> NDArray[np.uint8]:
                 raise damaged(param, "its header gives two sizes")
             image.load()
             upright = image.transpose(_UPRIGHT[header.orientation]) if header.orientation > 1 else image
-            # asarray: the pixels are read only already, one copy of them less.
-            rgb = np.asarray(upright if upright.mode == "RGB" else upright.convert("RGB"))
+            rgb = np.array(upright.convert("RGB"))
     except (OSError, EOFError, SyntaxError, ValueError, LookupError, TypeError, struct.error, zlib.error):
         # What Pillow's readers let through for broken files; its words may quote the file, so they stay here.
         raise damaged(param, f"its {header.format} data cannot be decoded; it may be cut short") from None

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from autoglm.errors import RequestError
 from autoglm.media.content_parts import KINDS, MediaPart, media_part
-from autoglm.media.decoded_memory import DecodedMemory
 from autoglm.media.limits import MediaLimits
-from autoglm.media.log_mel import SAMPLE_RATE_HZ
-from autoglm.media.picture_header import PictureHeader
-from autoglm.media.pictures import Picture, check_picture, decode_checked
+from autoglm.media.pictures import Picture, decode_picture
 from autoglm.media.pixel_budget import requested_max_pixels
 from autoglm.media.prompt_media import PromptMedia
 from autoglm.media.sounds import Sound, decode_sound
@@ -30,14 +27,12 @@ class MediaDoor:
     """What a server that sees and hears needs of media.
 
     max_pixels  of one picture where a request names none; None: as many as the model takes
-    memory      what all requests' decoded media may take together
     """
 
     multimodal: Multimodal
     sources: MediaSources
     limits: MediaLimits = field(default_factory=MediaLimits)
     max_pixels: int | None = None
-    memory: DecodedMemory = field(default_factory=DecodedMemory)
 
 
 @dataclass(frozen=True)
@@ -94,50 +89,19 @@ def check_kinds(door: MediaDoor, parts: Sequence[MediaPart]) -> None:
 
 
 def decode(door: MediaDoor, parts: Sequence[MediaPart], files: Sequence[bytes], request: ChatRequest) -> RequestMedia:
-    """Decode the files of a request. Slow: runs on a worker thread.
-
-    Raises RequestError naming the part, or CapacityError where it does not fit beside the media of other requests.
-    """
+    """Decode the files of a request. Slow: runs on a worker thread. Raises RequestError naming the part."""
     started_s = time.monotonic()
-    headers = _checked_headers(door, parts, files)
     pictures, sounds = [], []
-    with door.memory.reserve(_decoded_bytes(door, headers, len(parts) - len(headers))) as keep:
-        for index, (part, data) in enumerate(zip(parts, files, strict=True)):
-            if part.kind == "picture":
-                picture = decode_checked(headers[index], param=part.param)
-                keep(picture.rgb)
-                _check_shape(door, picture, part)
-                pictures.append(picture)
-            else:
-                sound = decode_sound(data, limits=door.limits, param=part.param)
-                keep(sound.samples)
-                sounds.append(sound)
+    for part, data in zip(parts, files, strict=True):
+        if part.kind == "picture":
+            picture = decode_picture(data, limits=door.limits, param=part.param)
+            _check_shape(door, picture, part)
+            pictures.append(picture)
+        else:
+            sounds.append(decode_sound(data, limits=door.limits, param=part.param))
     asked = requested_max_pixels(request.max_pixels, request.mm_processor_kwargs, num_pictures=len(pictures))
     chosen = door.multimodal.pixel_budget(door.max_pixels).resolve(asked)
     return RequestMedia(tuple(pictures), tuple(sounds), chosen, (time.monotonic() - started_s) * 1e3)
-
-
-def _checked_headers(door: MediaDoor, parts: Sequence[MediaPart], files: Sequence[bytes]) -> dict[int, PictureHeader]:
-    """The headers of all pictures by the place of their part, before any is decoded."""
-    headers, left = {}, door.limits.max_total_pixels
-    for index, (part, data) in enumerate(zip(parts, files, strict=True)):
-        if part.kind == "picture":
-            headers[index] = header = check_picture(data, limits=door.limits, param=part.param)
-            left -= header.width * header.height
-            if left < 0:
-                raise RequestError(
-                    f"{part.param}: all pictures up to this one have more than {door.limits.max_total_pixels} pixels; "
-                    "send smaller ones, or leave out those of earlier turns",
-                    param=part.param,
-                    code="image_too_large",
-                )
-    return headers
-
-
-def _decoded_bytes(door: MediaDoor, headers: Mapping[int, PictureHeader], num_sounds: int) -> int:
-    """The most that a request's media take decoded: RGB bytes, and mono f32 at the encoder's rate."""
-    pixels = sum(header.width * header.height for header in headers.values())
-    return 3 * pixels + num_sounds * 4 * int(door.limits.max_sound_s * SAMPLE_RATE_HZ)
 
 
 def _check_shape(door: MediaDoor, picture: Picture, part: MediaPart) -> None:

@@ -19,13 +19,14 @@ from typing import Any
 import httpx
 import psutil
 
-from autoglm.media.decoded_memory import DEFAULT_BYTES
 from tests.cli.serving import ServerProcess, serving
-from tests.hostile.media_bodies import flat_png, media_bodies
+from tests.hostile.media_bodies import media_bodies
 from tests.media.mutations import picture_seeds, sound_seeds
 from tests.media.parts import audio_url, image_url
 
 CONCURRENCY = 4
+# For media while they are decoded, two at a time, none of them over 33 million pixels.
+DECODING_BYTES = 512 << 20
 
 
 def check(response: httpx.Response) -> str:
@@ -76,11 +77,11 @@ async def attack(server: ServerProcess, count: int) -> Outcome:
 
 
 def budget_bytes(server: ServerProcess) -> float:
-    """What the server may come to: weights, KV cache and work as its log said, and decoded media."""
+    """What the server may come to: weights, KV cache and work as its log said, and media in decoding."""
     [line] = [line for line in server.lines if line.startswith("INFO: Memory: ")]
     sizes = re.findall(r"(?:weights|KV cache|work) ([\d.]+) MB", line)
     assert len(sizes) == 3
-    return sum(float(size) * 1e6 for size in sizes) + DEFAULT_BYTES
+    return sum(float(size) * 1e6 for size in sizes) + DECODING_BYTES
 
 
 async def test_damaged_media_are_answered_or_refused() -> None:
@@ -94,14 +95,6 @@ async def test_damaged_media_are_answered_or_refused() -> None:
     # Both ways must have been gone often, and refused for more than one reason, or little was tried.
     assert outcome.replies["200"] > 60 and len(outcome.replies) >= 6, outcome
     assert "Traceback" not in log and "ERROR" not in log
-
-
-def test_bombs_are_refused_together_where_one_alone_is_read(nano_server: ServerProcess) -> None:
-    """A hundred kB of PNG are a hundred MB of pixels: two are within the limits of a request, three are not."""
-    bomb = image_url(flat_png(7680, 4320))
-    body = {"messages": [{"role": "user", "content": [bomb] * 3}], "max_tokens": 1}
-    reply = httpx.post(f"{nano_server.url}/chat/completions", json=body, timeout=60)
-    assert reply.status_code == 400 and reply.json()["error"]["code"] == "image_too_large"
 
 
 def main(count: int) -> None:
