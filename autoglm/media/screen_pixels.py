@@ -41,7 +41,11 @@ def encoder_size(width: int, height: int, *, max_pixels: int, factor: int = 32) 
 
 def encoder_pixels(image: Image.Image, *, max_pixels: int, factor: int = 32) -> NDArray[np.float32]:
     """The picture stretched to its `encoder_size` (antialiased bicubic): f32 [3, height, width], -1 black, 1 white."""
-    size = encoder_size(*image.size, max_pixels=max_pixels, factor=factor)
+    return stretched(image, encoder_size(*image.size, max_pixels=max_pixels, factor=factor))
+
+
+def stretched(image: Image.Image, size: tuple[int, int]) -> NDArray[np.float32]:
+    """The picture at an `encoder_size` (width, height) found before: f32 [3, height, width] as encoder_pixels."""
     resized = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
     values = np.asarray(resized, dtype=np.float32) / 127.5 - 1.0
     return np.ascontiguousarray(values.transpose(2, 0, 1))

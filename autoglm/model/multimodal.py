@@ -31,7 +31,7 @@ from autoglm.media.log_mel import log_mel, num_frames
 from autoglm.media.pictures import Picture
 from autoglm.media.pixel_budget import PixelBudget
 from autoglm.media.prompt_media import EmbeddingMemory, Encoding, MediaJob, MediaSpan, PromptMedia
-from autoglm.media.screen_pixels import encoder_pixels, encoder_size
+from autoglm.media.screen_pixels import encoder_size, stretched
 from autoglm.media.sounds import Sound
 from autoglm.model.gcmf_audio import GcmfAudio, read_gcmf_audio_config
 from autoglm.model.gcmf_fusion import GcmfFusion
@@ -260,13 +260,7 @@ class Multimodal:
         key = self._key(b"seen", picture.content_hash, _bytes(size.width, size.height))
         found = self._memory.get(key)
         if found is None:
-            # plan() fixed the size, so the budget that gives it is its area.
-            config = self._vision.config
-            pixels = encoder_pixels(
-                Image.fromarray(picture.rgb),
-                max_pixels=size.width * size.height,
-                factor=config.patch_size * config.merge_size,
-            )
+            pixels = stretched(Image.fromarray(picture.rgb), (size.width, size.height))
             found = yield from self._vision.encode(pixels, slice_s)
             self._memory.put(key, found)
         return found
