@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 
-from autoglm.media.prompt_media import EmbeddingMemory, Embeddings, Encoding, MediaJob
+from autoglm.errors import EngineError
+from autoglm.media.prompt_media import EmbeddingMemory, Encoded, MediaJob
 
 logger = logging.getLogger(__name__)
 
@@ -19,20 +20,20 @@ class EncoderQueue:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self.memory = EmbeddingMemory(max_bytes)
+        self.memory = EmbeddingMemory[Encoded](max_bytes)
         self.num_encoded = 0
         self.num_remembered = 0
         self._waiting: deque[MediaJob] = deque()
         self._asked: set[bytes] = set()
         self._errors: OrderedDict[bytes, Exception] = OrderedDict()
         self._seconds: OrderedDict[bytes, float] = OrderedDict()
-        self._current: tuple[MediaJob, Encoding] | None = None
+        self._current: tuple[MediaJob, Generator[None, None, Encoded]] | None = None
 
     def has_work(self) -> bool:
         return self._current is not None or bool(self._waiting)
 
-    def get(self, job: MediaJob) -> Embeddings | None:
-        """The embeddings of a job, or None and it is put in line. Raises what encoding it raised."""
+    def get(self, job: MediaJob) -> Encoded | None:
+        """What a job made, or None and it is put in line. Raises what encoding it raised."""
         error = self._errors.pop(job.key, None)
         if error is not None:
             raise error
@@ -66,15 +67,28 @@ class EncoderQueue:
             next(self._current[1])
         except StopIteration as end:
             self._finish(job)
-            self.num_encoded += 1
-            self.memory.put(job.key, end.value)
+            self._keep(job, end.value)
         except Exception as error:
             self._finish(job)
-            self._errors[job.key] = error
-            logger.error("encoding a medium failed with %s", type(error).__name__)
-            while len(self._errors) > 64:
-                self._errors.popitem(last=False)
+            self._note_error(job, error)
         self._note_seconds(job.key, time.monotonic() - started_s)
+
+    def _keep(self, job: MediaJob, made: Encoded) -> None:
+        num_places = sum(span.end - span.start for span in job.spans)
+        if len(made.embeddings) != num_places:
+            # Fewer rows would leave placeholders to be read as words, and shift what follows.
+            self._note_error(
+                job, EngineError(f"an encoder made {len(made.embeddings)} tokens of a medium that has {num_places}")
+            )
+            return
+        self.num_encoded += 1
+        self.memory.put(job.key, made)
+
+    def _note_error(self, job: MediaJob, error: Exception) -> None:
+        self._errors[job.key] = error
+        logger.error("encoding a medium failed with %s", type(error).__name__)
+        while len(self._errors) > 64:
+            self._errors.popitem(last=False)
 
     def take_seconds(self, job: MediaJob) -> float:
         """Seconds that encoding a job took, told once; 0 for what was remembered."""

@@ -274,14 +274,14 @@ class Engine:
         has_all = True
         for job in media.missing(num_known):
             try:
-                embeddings = self.encoders.get(job)
+                encoded = self.encoders.get(job)
             except Exception as error:
                 self._unencodable.append((sequence, error))
                 return False
-            if embeddings is None:
+            if encoded is None:
                 has_all = False
             else:
-                media.receive(job.key, embeddings)
+                media.receive(job.key, encoded)
                 sequence.encode_s += self.encoders.take_seconds(job)
         return has_all
 
@@ -454,6 +454,7 @@ class Engine:
         output.error = sequence.error
         now_s = time.monotonic()
         output.timings = _timings(sequence, now_s)
+        output.fusions = sequence.media.fusions if sequence.media is not None else []
         self.scheduler.finish(sequence)
         del self._sequences[sequence.request_id]
         self._drop_media(sequence)

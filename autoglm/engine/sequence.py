@@ -15,7 +15,7 @@ from autoglm.engine.sampling import SamplerState, SamplingParams, TokenLogprob
 from autoglm.engine.stop_strings import StopStrings
 from autoglm.engine.thinking import ThinkingControl, ThoughtTracker
 from autoglm.errors import RequestError
-from autoglm.media.prompt_media import PromptMedia
+from autoglm.media.prompt_media import PromptMedia, TurnFusion
 
 __all__ = ["Sequence", "SequenceOutput", "SequenceState", "TextStream", "ThinkingControl", "TokenConstraint"]
 
@@ -70,6 +70,7 @@ class SequenceOutput:
     num_cached_tokens     prompt tokens that came out of the prefix cache
     num_reasoning_tokens  tokens written inside a thought so far, its tags not counted
     timings               on the last output: queue_ms, encode_ms, prefill_ms, decode_ms, preemptions, forced_tokens
+    fusions               on the last output, where the prompt's media tell it: how each turn was fused
     error                 one sentence, with finish_reason "error"
     """
 
@@ -84,6 +85,7 @@ class SequenceOutput:
     num_output_tokens: int = 0
     num_reasoning_tokens: int = 0
     timings: dict[str, float] = field(default_factory=dict)
+    fusions: list[TurnFusion] = field(default_factory=list)
     error: str | None = None
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,31 @@ from numpy.typing import NDArray
 Embeddings = NDArray[np.float32]
 # Gives way between slices of work; its value is the embeddings.
 Encoding = Generator[None, None, Embeddings]
+
+
+@dataclass(frozen=True)
+class TurnFusion:
+    """How fusion mixed the media and words of one user turn.
+
+    weights  text, vision and audio -> the modality's share, 0 where absent; they sum to 1
+    gates    vision, audio where present -> f32 [its tokens]: how much of itself each token kept, 0 to 1
+    """
+
+    weights: Mapping[str, float]
+    gates: Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a job made: embeddings f32 [tokens, width], and how they were fused by a model that fuses."""
+
+    embeddings: Embeddings
+    fusion: TurnFusion | None = None
+
+    @property
+    def nbytes(self) -> int:
+        gates = self.fusion.gates.values() if self.fusion is not None else ()
+        return self.embeddings.nbytes + sum(gate.nbytes for gate in gates)
 
 
 @dataclass(frozen=True)
@@ -35,18 +61,20 @@ class MediaJob:
 
     key: bytes
     spans: tuple[MediaSpan, ...]
-    encode: Callable[[float], Encoding]
+    encode: Callable[[float], Generator[None, None, Encoded]]
 
 
 class PromptMedia:
     """The media of one prompt and where its tokens stand.
 
-    positions  i32 [3, prompt tokens]: time, height, width. Tokens of the answer go on from the last one
+    positions     i32 [3, prompt tokens]: time, height, width. Tokens of the answer go on from the last one
+    tells_fusion  the reply tells how each turn was fused, so every job's result is asked for, whatever is cached
     """
 
-    def __init__(self, jobs: Iterable[MediaJob], positions: NDArray[np.int32]) -> None:
+    def __init__(self, jobs: Iterable[MediaJob], positions: NDArray[np.int32], *, tells_fusion: bool = False) -> None:
         self.jobs = tuple(jobs)
         self.positions = positions
+        self.tells_fusion = tells_fusion
         self.spans = tuple(sorted((span for job in self.jobs for span in job.spans), key=lambda span: span.start))
         num_tokens = positions.shape[1]
         ends = [0, *(span.end for span in self.spans)]
@@ -54,10 +82,17 @@ class PromptMedia:
             raise ValueError("media spans overlap or leave the prompt")
         self.answer_offset = int(positions[:, -1].max()) + 1 - num_tokens
         self._ready: dict[bytes, Embeddings] = {}
+        self._fusions: dict[bytes, TurnFusion | None] = {}
 
     def copy(self) -> PromptMedia:
         """The same media for another answer to the same prompt."""
-        return PromptMedia(self.jobs, self.positions)
+        return PromptMedia(self.jobs, self.positions, tells_fusion=self.tells_fusion)
+
+    @property
+    def fusions(self) -> list[TurnFusion]:
+        """How each turn that has media was fused, in order; complete once the prompt is computed, if tells_fusion."""
+        told = (self._fusions.get(job.key) for job in self.jobs)
+        return [fusion for fusion in told if fusion is not None]
 
     @property
     def longest_two_way_span(self) -> int:
@@ -79,12 +114,19 @@ class PromptMedia:
         return digest.digest()
 
     def missing(self, num_computed: int) -> list[MediaJob]:
-        """Jobs whose embeddings are needed for tokens from num_computed on and are not here yet."""
-        return [job for job in self.jobs if job.key not in self._ready and job.spans[-1].end > num_computed]
+        """Jobs whose result is not here yet and is needed: for tokens from num_computed on, or to be told."""
+        return [
+            job
+            for job in self.jobs
+            if (job.key not in self._ready and job.spans[-1].end > num_computed)
+            or (self.tells_fusion and job.key not in self._fusions)
+        ]
 
-    def receive(self, key: bytes, embeddings: Embeddings) -> None:
-        """Hold the embeddings of a job until release."""
-        self._ready[key] = embeddings
+    def receive(self, key: bytes, encoded: Encoded) -> None:
+        """Hold the embeddings of a job until release, and for good how it was fused if that is told."""
+        self._ready[key] = encoded.embeddings
+        if self.tells_fusion:
+            self._fusions[key] = encoded.fusion
 
     def release(self) -> None:
         """The prompt is computed: let go of the embeddings."""
@@ -111,7 +153,15 @@ class PromptMedia:
         return end
 
 
-class EmbeddingMemory:
+class _Sized(Protocol):
+    @property
+    def nbytes(self) -> int: ...
+
+
+Kept = TypeVar("Kept", bound=_Sized)
+
+
+class EmbeddingMemory(Generic[Kept]):
     """Embeddings by key within a budget of bytes, the least recently used first to go.
 
     The newest stays whatever its size: somebody is about to use it.
@@ -120,15 +170,15 @@ class EmbeddingMemory:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.num_bytes = 0
-        self._kept: OrderedDict[bytes, Embeddings] = OrderedDict()
+        self._kept: OrderedDict[bytes, Kept] = OrderedDict()
 
-    def get(self, key: bytes) -> Embeddings | None:
+    def get(self, key: bytes) -> Kept | None:
         found = self._kept.get(key)
         if found is not None:
             self._kept.move_to_end(key)
         return found
 
-    def put(self, key: bytes, embeddings: Embeddings) -> None:
+    def put(self, key: bytes, embeddings: Kept) -> None:
         """Keep what was not there."""
         self._kept[key] = embeddings
         self.num_bytes += embeddings.nbytes

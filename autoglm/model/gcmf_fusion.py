@@ -31,12 +31,12 @@ class FusedTurn:
     """What fusion made of one turn.
 
     tokens   modality -> f32 [n, width], of those among vision and audio that were there
-    weights  a of vision, audio and text; 0 where absent. None where nothing was fused (one medium alone)
-    gates    modality -> f32 [n]: the mean of G over the channels of each token
+    weights  a of vision, audio and text; 0 where absent; a medium alone has all of it. {} in mode "concat"
+    gates    modality -> f32 [n]: the mean of G over the channels of each token; 1 where nothing was mixed in
     """
 
     tokens: dict[str, NDArray[np.float32]]
-    weights: dict[str, float] | None
+    weights: dict[str, float]
     gates: dict[str, NDArray[np.float32]]
 
 
@@ -74,11 +74,17 @@ class GcmfFusion:
         self._pool_weight = reader.array("gcmf.pool.weight", (count, text_size))
         self._pool_bias = reader.vector("gcmf.pool.bias", count)
 
+    @property
+    def is_gated(self) -> bool:
+        """Whether turns are fused at all: weights and gates mean something."""
+        return bool(self._targets)
+
     def fuse(self, tokens: Mapping[str, NDArray[np.float32]]) -> FusedTurn:
         """tokens: modality -> f32 [n, width], n at least 1; absent modalities left out."""
         media = {name: x for name, x in tokens.items() if name != "text"}
         if not self._targets or len(tokens) < 2:
-            return FusedTurn(dict(media), None, {})
+            weights = {name: float(name in tokens) for name in MODALITIES} if self._targets else {}
+            return FusedTurn(media, weights, {name: np.ones(len(x), np.float32) for name, x in media.items()})
         normed = {name: _rms(x) for name, x in tokens.items()}
         present = [name for name in MODALITIES if name in tokens]
         scores = np.array([self._score(name, normed[name]) for name in present], np.float64)

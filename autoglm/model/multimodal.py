@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +30,16 @@ from autoglm.media.glm4v_pixels import MAX_PIXELS, MIN_PIXELS, PatchGrid, patch_
 from autoglm.media.log_mel import log_mel, num_frames
 from autoglm.media.pictures import Picture
 from autoglm.media.pixel_budget import PixelBudget
-from autoglm.media.prompt_media import EmbeddingMemory, Encoding, MediaJob, MediaSpan, PromptMedia
+from autoglm.media.prompt_media import (
+    EmbeddingMemory,
+    Embeddings,
+    Encoded,
+    Encoding,
+    MediaJob,
+    MediaSpan,
+    PromptMedia,
+    TurnFusion,
+)
 from autoglm.media.screen_pixels import encoder_size, stretched
 from autoglm.media.sounds import Sound
 from autoglm.model.gcmf_audio import GcmfAudio, read_gcmf_audio_config
@@ -103,7 +112,7 @@ class Multimodal:
         self.kind = check_projector(gguf, backbone)
         self.tokens = tokens
         self._embed, self._two_way = embed, backbone.attention_mode == "media"
-        self._memory = EmbeddingMemory(_REMEMBERED_BYTES)
+        self._memory = EmbeddingMemory[Embeddings](_REMEMBERED_BYTES)
         self._file = f"{gguf.path.name}:{gguf.file_bytes}".encode()
         if tokens.image is None:
             raise FormatError(
@@ -125,6 +134,11 @@ class Multimodal:
     @property
     def has_ears(self) -> bool:
         return self._audio is not None
+
+    @property
+    def has_fusion(self) -> bool:
+        """Whether a turn's media are mixed, so that weights and gates can be told."""
+        return self._glm4v is None and self._fusion.is_gated
 
     def pixel_budget(self, default: int | None = None) -> PixelBudget:
         """The range of max_pixels, and what a picture gets where nobody names one. ConfigError for a bad default.
@@ -160,6 +174,7 @@ class Multimodal:
         sounds: Sequence[Sound],
         *,
         max_pixels: int | None = None,
+        tells_fusion: bool = False,
     ) -> tuple[list[int], PromptMedia]:
         """A prompt with one placeholder per medium -> the widened prompt and its media.
 
@@ -176,7 +191,7 @@ class Multimodal:
             ]
         else:
             jobs = self._turn_jobs(widened, list(pictures), sizes, list(sounds))
-        return widened.ids, PromptMedia(jobs, widened.positions())
+        return widened.ids, PromptMedia(jobs, widened.positions(), tells_fusion=tells_fusion)
 
     def _check_counts(self, token_ids: Sequence[int], num_pictures: int, num_sounds: int) -> None:
         if num_sounds and (self._audio is None or self.tokens.audio is None):
@@ -203,9 +218,9 @@ class Multimodal:
         vision = self._glm4v
         assert vision is not None
 
-        def encode(slice_s: float) -> Encoding:
+        def encode(slice_s: float) -> Generator[None, None, Encoded]:
             patches = pixel_values(picture.rgb, PatchGrid(size.width, size.height))
-            return vision.encode(patches, size.rows * 2, size.columns * 2, slice_s)
+            return Encoded((yield from vision.encode(patches, size.rows * 2, size.columns * 2, slice_s)))
 
         return MediaJob(self._key(b"picture", picture.content_hash, _bytes(size.width, size.height)), (span,), encode)
 
@@ -236,7 +251,7 @@ class Multimodal:
             turn.words.tobytes(),
         )
 
-        def encode(slice_s: float) -> Encoding:
+        def encode(slice_s: float) -> Generator[None, None, Encoded]:
             tokens: dict[str, list[NDArray[np.float32]]] = {"vision": [], "audio": []}
             for picture, size, _ in turn.pictures:
                 tokens["vision"].append((yield from self._see(picture, size, slice_s)))
@@ -252,7 +267,8 @@ class Multimodal:
                 for span in own:
                     placed.append((span, fused.tokens[name][row : row + span[1] - span[0]]))
                     row += span[1] - span[0]
-            return np.concatenate([rows for _, rows in sorted(placed, key=lambda pair: pair[0])])
+            embeddings = np.concatenate([rows for _, rows in sorted(placed, key=lambda pair: pair[0])])
+            return Encoded(embeddings, TurnFusion(fused.weights, fused.gates) if self._fusion.is_gated else None)
 
         return MediaJob(key, tuple(MediaSpan(*span, self._two_way) for span in spans), encode)
 

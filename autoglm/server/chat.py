@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
 
@@ -17,11 +17,12 @@ from autoglm.chat.tokenizer import Tokenizer
 from autoglm.engine.sampling import TokenLogprob
 from autoglm.engine.sequence import Sequence, SequenceOutput
 from autoglm.errors import EngineError, RequestError
+from autoglm.media.prompt_media import TurnFusion
 from autoglm.server.body import read_object, validate
 from autoglm.server.driver import OutputStream
-from autoglm.server.media import RequestMedia, check_kinds, decode, find_parts
+from autoglm.server.media import RequestMedia, check_kinds, check_settings, decode, find_parts
 from autoglm.server.prompts import CLOSE_TAG, OPEN_TAG, ChatPrompt, build_chat_prompt
-from autoglm.server.replies import Tally, chat_logprobs, new_id
+from autoglm.server.replies import Tally, chat_logprobs, fusion_report, new_id
 from autoglm.server.sampling_fields import sampling_params
 from autoglm.server.schemas import ChatRequest
 from autoglm.server.service import Service
@@ -208,6 +209,7 @@ class ChatJob:
     choices: dict[str, ChatChoice]
     reply_id: str
     created_s: int
+    fusions: list[TurnFusion] = field(default_factory=list)
 
     def close(self) -> None:
         """Cancel what has not finished, and count the request."""
@@ -217,7 +219,7 @@ class ChatJob:
     async def whole(self) -> Response:
         """The reply in one piece."""
         async for output in self.stream:
-            self.tally.take(output)
+            self._take(output)
             self.choices[output.request_id].push(output)
         choices = [
             {
@@ -230,7 +232,7 @@ class ChatJob:
             for choice in self.choices.values()
         ]
         body = self._envelope("chat.completion", choices)
-        return JSONResponse({**body, "usage": self.tally.usage(), "timings": self.tally.timings()})
+        return JSONResponse({**body, "usage": self.tally.usage(), **self._account()})
 
     async def events(self) -> AsyncGenerator[dict[str, Any], None]:
         """The reply's chunks: role, deltas, finish reasons, usage where asked for."""
@@ -240,17 +242,28 @@ class ChatJob:
             yield {**self._chunk(choice, {"role": "assistant", "content": ""}), **usage_is_null}
         num_open = len(self.choices)
         async for output in self.stream:
-            self.tally.take(output)
+            self._take(output)
             choice = self.choices[output.request_id]
             for delta in choice.push(output):
                 yield {**self._chunk(choice, delta), **usage_is_null}
             if choice.finish_reason is not None:
                 num_open -= 1
-                last = {"timings": self.tally.timings()} if num_open == 0 and not wants_usage else {}
+                last = self._account() if num_open == 0 and not wants_usage else {}
                 yield {**self._chunk(choice, {}), **usage_is_null, **last}
         if wants_usage:
             body = self._envelope("chat.completion.chunk", [])
-            yield {**body, "usage": self.tally.usage(), "timings": self.tally.timings()}
+            yield {**body, "usage": self.tally.usage(), **self._account()}
+
+    def _take(self, output: SequenceOutput) -> None:
+        self.tally.take(output)
+        self.fusions = output.fusions or self.fusions
+
+    def _account(self) -> dict[str, Any]:
+        """What a reply tells beside its answer and usage: timings, and fusion where it was asked for."""
+        account: dict[str, Any] = {"timings": self.tally.timings()}
+        if self.request.return_fusion:
+            account["fusion"] = fusion_report(self.fusions, with_gates=self.request.return_fusion == "gates")
+        return account
 
     def _envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -277,9 +290,10 @@ class ChatJob:
 async def read_media(service: Service, request: ChatRequest) -> RequestMedia | None:
     """Fetch and decode a request's pictures and sounds; None where this server reads text only."""
     door = service.media
+    parts = find_parts(request.messages) if door is not None else []
+    check_settings(door, parts, request)
     if door is None:
         return None
-    parts = find_parts(request.messages)
     check_kinds(door, parts)
     files = await door.sources.read(parts)
     return await service.prepare(partial(decode, door, parts, files, request))

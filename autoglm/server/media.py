@@ -88,6 +88,23 @@ def check_kinds(door: MediaDoor, parts: Sequence[MediaPart]) -> None:
             )
 
 
+def check_settings(door: MediaDoor | None, parts: Sequence[MediaPart], request: ChatRequest) -> None:
+    """Raises RequestError for a setting about media that could have no effect on this request."""
+    if door is None:
+        for name in ("max_pixels", "mm_processor_kwargs", "return_fusion"):
+            if getattr(request, name):
+                raise _no_effect(name, "this model was loaded without an mmproj and reads text only")
+        return
+    if request.return_fusion and not door.multimodal.has_fusion:
+        raise _no_effect("return_fusion", f"projector type {door.multimodal.kind} of this model fuses no modalities")
+    if request.return_fusion and not parts:
+        raise _no_effect("return_fusion", "the request has no picture and no sound")
+
+
+def _no_effect(param: str, why: str) -> RequestError:
+    return RequestError(f"{param}: has no effect, {why}; leave it out", param=param, code="invalid_value")
+
+
 def decode(door: MediaDoor, parts: Sequence[MediaPart], files: Sequence[bytes], request: ChatRequest) -> RequestMedia:
     """Decode the files of a request. Slow: runs on a worker thread. Raises RequestError naming the part."""
     started_s = time.monotonic()
@@ -111,10 +128,14 @@ def _check_shape(door: MediaDoor, picture: Picture, part: MediaPart) -> None:
         raise RequestError(f"{part.param}: {error}", param=part.param, code="invalid_image") from None
 
 
-def widen(door: MediaDoor, token_ids: list[int], media: RequestMedia) -> tuple[list[int], PromptMedia, MediaReport]:
+def widen(
+    door: MediaDoor, token_ids: list[int], media: RequestMedia, *, tells_fusion: bool = False
+) -> tuple[list[int], PromptMedia, MediaReport]:
     """A prompt with one placeholder per medium -> the whole prompt, its media, and what the reply tells of them."""
     model = door.multimodal
-    ids, prompt = model.plan(token_ids, media.pictures, media.sounds, max_pixels=media.max_pixels)
+    ids, prompt = model.plan(
+        token_ids, media.pictures, media.sounds, max_pixels=media.max_pixels, tells_fusion=tells_fusion
+    )
     sizes = [model.picture_size(picture.width, picture.height, media.max_pixels) for picture in media.pictures]
     told = tuple(
         {

@@ -304,7 +304,9 @@ def build_chat_prompt(
     )
     prompt_media, report = None, MediaReport()
     if media is not None and service.media is not None and (media.pictures or media.sounds):
-        token_ids, prompt_media, report = widen(service.media, token_ids, media)
+        token_ids, prompt_media, report = widen(
+            service.media, token_ids, media, tells_fusion=bool(request.return_fusion)
+        )
     service.check_length(len(token_ids), "messages")
     if is_action:
         _check_room(service, request, len(token_ids), thinking)

@@ -11,6 +11,7 @@ from typing import Any
 from autoglm.chat.tokenizer import Tokenizer
 from autoglm.engine.sampling import TokenLogprob
 from autoglm.engine.sequence import SequenceOutput
+from autoglm.media.prompt_media import TurnFusion
 from autoglm.server.media import MediaReport
 from autoglm.server.metrics import Metrics
 
@@ -114,6 +115,22 @@ class Tally:
             "prefill_tokens_per_s": round(num_prefilled / prefill_ms * 1e3, 2) if prefill_ms > 0 else 0.0,
             "decode_tokens_per_s": round(self.completion_tokens / decode_ms * 1e3, 2) if decode_ms > 0 else 0.0,
         }
+
+
+def fusion_report(fusions: Sequence[TurnFusion], *, with_gates: bool) -> list[dict[str, Any]]:
+    """`fusion` of a chat reply: an entry for each user turn that has media, in order."""
+    return [
+        {
+            "weights": dict(fusion.weights),
+            **({"gates": {name: _short(gate.tolist()) for name, gate in fusion.gates.items()}} if with_gates else {}),
+        }
+        for fusion in fusions
+    ]
+
+
+def _short(values: Sequence[float]) -> list[float]:
+    # Sixteen digits of a 32-bit number are noise that makes the reply twice as long.
+    return [round(value, 6) for value in values]
 
 
 def _token_entry(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str, Any]:

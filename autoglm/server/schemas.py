@@ -243,6 +243,7 @@ class ChatRequest(SamplingFields):
     response_format: ResponseFormat | None = None
     max_pixels: int | None = None
     mm_processor_kwargs: dict[str, Any] | None = None
+    return_fusion: bool | Literal["gates"] | None = None
     modalities: list[str] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     continue_final_message: bool | None = None

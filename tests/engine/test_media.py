@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from autoglm.engine.engine import Engine
 from autoglm.engine.sampling import SamplingParams
 from autoglm.engine.sequence import Sequence, SequenceOutput
 from autoglm.errors import RequestError
-from autoglm.media.prompt_media import Encoding, MediaJob, MediaSpan, PromptMedia
+from autoglm.media.prompt_media import EmbeddingMemory, Encoded, MediaJob, MediaSpan, PromptMedia, TurnFusion
 from tests.engine.fake_runner import FakeRunner, FakeTokenizer, default_pieces
 
 WIDTH, PLACEHOLDER = 4, 9
@@ -27,8 +27,8 @@ class Encoder:
         self.slices, self.begun, self.done, self.closed = slices, 0, 0, 0
         self.fails = False
 
-    def encode(self, seed: int, count: int) -> Callable[[float], Encoding]:
-        def begin(slice_s: float) -> Encoding:
+    def encode(self, seed: int, count: int) -> Callable[[float], Generator[None, None, Encoded]]:
+        def begin(slice_s: float) -> Generator[None, None, Encoded]:
             self.begun += 1
             try:
                 for _ in range(self.slices):
@@ -39,7 +39,10 @@ class Encoder:
                 self.closed += 1
                 raise
             self.done += 1
-            return np.random.default_rng(seed).standard_normal((count, WIDTH)).astype(np.float32)
+            embeddings = np.random.default_rng(seed).standard_normal((count, WIDTH)).astype(np.float32)
+            share = 1 / (1 + seed)
+            weights = {"text": 1 - share, "vision": share, "audio": 0.0}
+            return Encoded(embeddings, TurnFusion(weights, {"vision": embeddings.mean(axis=1)}))
 
         return begin
 
@@ -165,6 +168,41 @@ def test_a_picture_is_remembered_when_its_blocks_are_not() -> None:
     assert encoder.done == 1 and engine.encoders.num_remembered == 2
 
 
+@pytest.mark.parametrize("caching", [True, False])
+@pytest.mark.parametrize("is_remembered", [True, False])
+def test_fusion_is_told_whatever_is_cached(caching: bool, is_remembered: bool) -> None:
+    """Keys and values in the cache need no embeddings; what fusion did is told all the same, fused anew if lost."""
+    engine, encoder = make_engine(enable_prefix_caching=caching), Encoder()
+    told, answers = [], []
+    for name in "ab":
+        ids, media = prompt(encoder, [1, 3])
+        media.tells_fusion = True
+        if name == "b" and not is_remembered:
+            engine.encoders.memory = EmbeddingMemory(1 << 20)
+        outputs = run(engine, make_sequence(name, ids, media))[name]
+        assert all(output.fusions == [] for output in outputs[:-1])
+        answers.append(tokens_of(outputs))
+        told.append([fusion.weights["vision"] for fusion in outputs[-1].fusions])
+    assert told == [[1 / 2, 1 / 4]] * 2
+    assert answers == [answer(make_engine(), [1, 3])] * 2
+    assert encoder.done == (2 if is_remembered else 4)
+    assert (engine.stats().prefix_cache_hit_tokens > 0) == caching
+
+
+def test_fusion_is_told_after_preemption_and_only_where_asked_for() -> None:
+    encoder, engine = Encoder(), make_engine(num_blocks=16, max_num_seqs=5)
+    sequences = []
+    for seed in range(1, 6):
+        ids, media = prompt(encoder, [seed])
+        media.tells_fusion = seed != 3
+        sequences.append(make_sequence(str(seed), ids, media, max_tokens=40))
+    outputs = run(engine, *sequences)
+    assert engine.stats().num_preemptions_total > 0
+    for seed in range(1, 6):
+        (*_, last) = outputs[str(seed)]
+        assert [fusion.weights["vision"] for fusion in last.fusions] == ([] if seed == 3 else [1 / (1 + seed)])
+
+
 def test_company_and_preemption_change_nothing() -> None:
     """A pool too small for all: some are preempted and their media asked for again."""
     encoder = Encoder()
@@ -205,7 +243,7 @@ def test_a_picture_that_fails_ends_its_own_request_alone() -> None:
 
 
 def test_a_picture_that_cannot_even_begin_ends_its_own_request_alone() -> None:
-    def begin(slice_s: float) -> Encoding:
+    def begin(slice_s: float) -> Generator[None, None, Encoded]:
         raise MemoryError
 
     engine = make_engine()
@@ -214,6 +252,14 @@ def test_a_picture_that_cannot_even_begin_ends_its_own_request_alone() -> None:
     outputs = run(engine, make_sequence("bad", ids, broken), make_sequence("good", [11, 12], None))
     assert [output.finish_reason for output in outputs["bad"]] == ["error"]
     assert outputs["good"][-1].finish_reason == "length"
+
+
+def test_a_picture_of_too_few_tokens_ends_its_own_request() -> None:
+    engine = make_engine()
+    ids, media = prompt(Encoder(), [1])
+    short = PromptMedia([MediaJob(bytes(32), media.spans, Encoder().encode(1, 39))], media.positions)
+    (output,) = run(engine, make_sequence("short", ids, short))["short"]
+    assert output.error == "an encoder made 39 tokens of a medium that has 40"
 
 
 def test_leaving_stops_the_encoder_unless_somebody_else_waits() -> None:
@@ -239,7 +285,7 @@ def test_a_span_too_long_for_a_step_is_refused() -> None:
 
 def test_memory_stays_within_its_budget() -> None:
     encoder = Encoder(slices=0)
-    queue = EncoderQueue(max_bytes=3 * 40 * WIDTH * 4)
+    queue = EncoderQueue(max_bytes=3 * 40 * (WIDTH + 1) * 4)
     for seed in range(5):
         _, media = prompt(encoder, [seed])
         assert queue.get(media.jobs[0]) is None

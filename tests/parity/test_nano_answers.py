@@ -16,17 +16,21 @@ from autoglm.cli.loading import LoadedModel, ModelOptions, load_model
 from autoglm.deploy.shipped import SHIPPED_MODELS
 from autoglm.media.limits import MediaLimits
 from autoglm.media.log_mel import log_mel
+from autoglm.media.prompt_media import EmbeddingMemory
 from autoglm.media.sources import MediaSources
 from autoglm.server.app import create_app
 from autoglm.server.driver import EngineDriver
 from autoglm.server.media import MediaDoor
 from autoglm.train.dataset import BatchMaker
 from autoglm.train.inference import load_phone, replier
+from autoglm.train.model import AutoGLMPhone
+from autoglm.train.tokenizer import load_tokenizer
 from autoglm.train.world.labels import Language
 from autoglm.train.world.screens import draw_screen
 from autoglm.train.world.split import rng_for
 from autoglm.train.world.tasks import Example, examples_for_screen, speech_only
 from tests.media.parts import image_url, input_audio, picture_file, sound_file
+from tests.server.conftest import events_of
 from tests.train.conftest import hummed
 
 NANO = SHIPPED_MODELS["nano"]
@@ -113,6 +117,93 @@ def test_answers_equal_the_twin(client: TestClient, monkeypatch: pytest.MonkeyPa
     assert sum(same) >= len(same) - 1, [
         pair for pair in zip(ours, wanted, strict=True) if plain(pair[0]) != plain(pair[1])
     ]
+
+
+@pytest.mark.parametrize("present", [("vision", "audio", "text"), ("vision", "text"), ("audio", "text"), ("audio",)])
+def test_fusion_equals_the_twins(
+    present: tuple[str, ...],
+    client: TestClient,
+    loaded: LoadedModel,
+    twin: AutoGLMPhone,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Cold, out of the caches, and fused again after all embeddings were forgotten: always told, always the same.
+
+    What is left to the twin is the rounding of the encoders; on equal tokens test_nano_encoders finds 1e-5.
+    """
+    spoken = "open the settings and go back"
+    screen, wave = draw_screen(21, "test", width=448), wave_of(spoken, "en")
+    example = Example(
+        task="spoken_action",
+        language="en",
+        typed="open the mail" if "text" in present else "",
+        spoken=spoken if "audio" in present else None,
+        screen=screen if "vision" in present else None,
+        thought="",
+        answer="",
+        target=None,
+        scored=(),
+    )
+    monkeypatch.setattr(BatchMaker, "sound", lambda *_: (log_mel(wave), 40.0))
+    maker = BatchMaker(twin.config, load_tokenizer(), (), split="test")
+    inputs = maker.batch("typed", [example], rng_for("test", "fusion"), with_answer=False).inputs
+    wanted = twin.embed(inputs).fused
+    assert wanted is not None
+    weights = dict(zip(("vision", "audio", "text"), wanted.weights[0].tolist(), strict=True))
+
+    replies = [ask(client, content_of(example), return_fusion="gates", max_tokens=2)]
+    replies.append(ask(client, content_of(example), return_fusion="gates", max_tokens=2))
+    assert loaded.multimodal is not None
+    loaded.engine.encoders.memory = EmbeddingMemory(1 << 24)
+    loaded.multimodal._memory = EmbeddingMemory(1 << 24)
+    replies.append(ask(client, content_of(example), return_fusion="gates", max_tokens=2))
+    cached = [reply["usage"]["prompt_tokens_details"]["cached_tokens"] for reply in replies]
+    assert min(cached[1:]) > 0, "the second and third do not prefill what they fuse"
+    assert replies[0]["fusion"] == replies[1]["fusion"] == replies[2]["fusion"]
+
+    (told,) = replies[0]["fusion"]
+    assert sum(told["weights"].values()) == pytest.approx(1)
+    assert told["weights"] == pytest.approx(weights, abs=5e-3)
+    assert {name for name, weight in told["weights"].items() if weight} == set(present)
+    assert set(told["gates"]) == set(present) - {"text"}
+    for name, gates in told["gates"].items():
+        assert gates == pytest.approx(wanted.gates[name][0].tolist(), abs=5e-3)
+
+
+def test_each_turns_fusion_is_told_in_the_last_chunk(client: TestClient) -> None:
+    turns = [
+        [picture(draw_screen(number, "test", width=448).image), {"type": "text", "text": "tap"}] for number in (5, 6)
+    ]
+    messages = [
+        {"role": "user", "content": turns[0]},
+        {"role": "assistant", "content": 'do(action="Back")'},
+        {"role": "user", "content": "and now"},
+        {"role": "assistant", "content": 'do(action="Back")'},
+        {"role": "user", "content": turns[1]},
+    ]
+    whole = ask(client, [], messages=messages, return_fusion=True, max_tokens=3)
+    alone = [ask(client, turn, return_fusion=True, max_tokens=3)["fusion"][0] for turn in turns]
+    assert [set(turn) for turn in whole["fusion"]] == [{"weights"}] * 2
+    for told, wanted in zip(whole["fusion"], alone, strict=True):
+        assert told["weights"] == pytest.approx(wanted["weights"], abs=1e-6)
+    for options in ({}, {"stream_options": {"include_usage": True}}):
+        body = {"model": "nano", "temperature": 0, "max_tokens": 3, "messages": messages, "stream": True}
+        stream = client.post("/v1/chat/completions", json={**body, **options, "return_fusion": True})
+        *chunks, done = events_of(stream.text)
+        assert done == "[DONE]" and chunks[-1]["fusion"] == whole["fusion"]
+        assert all("fusion" not in chunk for chunk in chunks[:-1])
+    assert "fusion" not in ask(client, turns[0], max_tokens=3)
+    assert "fusion" not in ask(client, turns[0], max_tokens=3, return_fusion=False)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(True, "no picture and no sound"), ("gates", "no picture and no sound"), ("all", "return_fusion")],
+)
+def test_fusion_that_cannot_be_told_is_a_400(client: TestClient, value: object, message: str) -> None:
+    body = {"model": "nano", "messages": [{"role": "user", "content": "hi"}], "return_fusion": value}
+    reply = client.post("/v1/chat/completions", json=body)
+    assert reply.status_code == 400 and message in reply.json()["error"]["message"]
 
 
 def test_the_reply_tells_of_its_media(client: TestClient) -> None:
