@@ -11,17 +11,21 @@ from pathlib import Path
 from autoglm.chat.template import ChatTemplate
 from autoglm.chat.tokenizer import Tokenizer
 from autoglm.cli.console import parameter_count, size
+from autoglm.cli.memory import media_memory, memory_table, most_pixels, with_media_cache
+from autoglm.cli.pairing import check_markers, open_mmproj
 from autoglm.config import DEFAULT_BATCHED_TOKENS, EngineConfig, ModelConfig
 from autoglm.deploy import preflight, pull
 from autoglm.deploy.machine import available_memory_bytes, usable_cores
 from autoglm.engine.engine import Engine
-from autoglm.engine.fit import MemoryPlan, fit_engine_config, kv_token_bytes, memory_plan
+from autoglm.engine.fit import MediaMemory, MemoryPlan, fit_engine_config, kv_token_bytes, memory_plan
 from autoglm.engine.model_runner import CpuModelRunner
 from autoglm.errors import ConfigError
 from autoglm.formats.gguf import GGUFFile
 from autoglm.media.limits import MediaLimits
+from autoglm.model.encoder_memory import weights_bytes as encoder_weights_bytes
 from autoglm.model.loader import read_model_config
-from autoglm.model.multimodal import Multimodal, check_projector, find_media_tokens, two_way_tokens
+from autoglm.model.multimodal import Multimodal
+from autoglm.model.projector import find_media_tokens, has_audio_encoder, two_way_tokens
 
 logger = logging.getLogger("autoglm.cli")
 
@@ -50,11 +54,16 @@ class ModelOptions:
     mmproj: Path | None = None
     takes_media: bool = False  # look for the mmproj beside the model
     max_sound_s: float = MediaLimits.max_sound_s
+    max_pixels: int | None = None  # of a picture where a request names none
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """Everything a command needs to generate: the engine over one model, and how it was fitted."""
+    """Everything a command needs to generate: the engine over one model, and how it was fitted.
+
+    media        the memory counted for pictures and sounds
+    most_pixels  what a request's max_pixels may reach
+    """
 
     model_id: str
     aliases: tuple[str, ...]
@@ -67,6 +76,8 @@ class LoadedModel:
     engine: Engine
     isa: str  # the kernel table in use
     multimodal: Multimodal | None = None
+    media: MediaMemory | None = None
+    most_pixels: int | None = None
 
 
 def served_names(options: ModelOptions) -> tuple[str, tuple[str, ...]]:
@@ -142,16 +153,23 @@ def load_model(path: Path, options: ModelOptions, report: pull.Progress) -> Load
     model_id, aliases = served_names(options)
     gguf = GGUFFile.open(path)  # stays open: the runner may keep views of the map
     model_config = read_model_config(gguf)
-    mmproj = _open_mmproj(find_mmproj(path, options), model_config)
+    mmproj = open_mmproj(find_mmproj(path, options), model_config)
     logger.info(f"Loading GLM backbone with {parameter_count(model_config.num_parameters)} parameters")
     tokenizer = Tokenizer.from_gguf(gguf)
     template = ChatTemplate.from_gguf(gguf, _template_source(options.chat_template_file))
-    files = (gguf,) if mmproj is None else (gguf, mmproj)
-    weights_bytes = sum(tensor.nbytes for file in files for tensor in file.tensors.values())
+    if mmproj is not None:
+        check_markers(mmproj, model_config, tokenizer, template)
+    weights_bytes = sum(tensor.nbytes for tensor in gguf.tensors.values())
     available = available_memory_bytes()
-    wanted = _with_room_for_media(_engine_config(options, model_config), mmproj, model_config, options)
-    engine_config = fit_engine_config(model_config, weights_bytes, wanted, available)
-    plan = memory_plan(model_config, weights_bytes, engine_config, available)
+    wanted, media = _engine_config(options, model_config), None
+    if mmproj is not None:
+        weights_bytes += sum(encoder_weights_bytes(mmproj).values())
+        wanted = with_media_cache(_with_room_for_media(wanted, mmproj, model_config, options), available)
+        media = media_memory(mmproj, wanted, available, max_pixels=options.max_pixels, max_sound_s=options.max_sound_s)
+    engine_config = fit_engine_config(model_config, weights_bytes, wanted, available, media)
+    plan = memory_plan(model_config, weights_bytes, engine_config, available, media)
+    for line in memory_table(gguf, mmproj, engine_config, plan, media, MediaLimits(max_sound_s=options.max_sound_s)):
+        logger.info(line)
     runner = CpuModelRunner(
         gguf, engine_config, progress=lambda tensor, done, total: report("loading weights", done, total)
     )
@@ -171,23 +189,16 @@ def load_model(path: Path, options: ModelOptions, report: pull.Progress) -> Load
         engine,
         runner.runtime.isa,
         multimodal,
+        media,
+        most_pixels(mmproj, media, plan) if mmproj is not None and media is not None else None,
     )
-
-
-def _open_mmproj(path: Path | None, model_config: ModelConfig) -> GGUFFile | None:
-    """The projector's header, checked against the backbone before anything slow."""
-    if path is None:
-        return None
-    gguf = GGUFFile.open(path)
-    check_projector(gguf, model_config)
-    return gguf
 
 
 def _load_multimodal(
     mmproj: GGUFFile, runner: CpuModelRunner, tokenizer: Tokenizer, report: pull.Progress
 ) -> Multimodal:
     logger.info(f"Loading vision encoder from {mmproj.path}")
-    if mmproj.get("clip.has_audio_encoder", bool, False):
+    if has_audio_encoder(mmproj):
         logger.info(f"Loading audio encoder from {mmproj.path}")
     multimodal = Multimodal(
         mmproj,
@@ -203,23 +214,17 @@ def _load_multimodal(
 
 def describe(loaded: LoadedModel) -> str:
     """One line on what was fitted, for the log."""
-    config, plan = loaded.engine_config, loaded.plan
-    pool_tokens = (config.num_kv_blocks or 0) * config.block_size
-    kind = config.cache_type_k
-    if config.cache_type_v != kind:
-        kind = f"{config.cache_type_k}/{config.cache_type_v}"
-    cache = f"{size(plan.kv_pool_bytes)} ({pool_tokens} tokens, {kind})"
-    memory = f"weights {size(plan.weights_bytes)}, KV cache {cache}, work {size(plan.workspace_bytes)}"
+    config = loaded.engine_config
     limits = f"Context {config.ctx_size} tokens, {config.max_num_seqs} sequences at once"
     machine = f"{config.num_threads} threads, {loaded.isa} kernels"
-    return f"Memory: {memory}; {size(plan.available_bytes)} were free. {limits}, {machine}"
+    return f"{limits}, {machine}"
 
 
 def _with_room_for_media(
-    config: EngineConfig, mmproj: GGUFFile | None, model: ModelConfig, options: ModelOptions
+    config: EngineConfig, mmproj: GGUFFile, model: ModelConfig, options: ModelOptions
 ) -> EngineConfig:
     """A step long enough for the largest medium whose tokens see each other both ways."""
-    if mmproj is None or config.max_num_batched_tokens is not None:
+    if config.max_num_batched_tokens is not None:
         return config
     longest = two_way_tokens(mmproj, model, options.max_sound_s)
     needed = longest + config.max_num_seqs

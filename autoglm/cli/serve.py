@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autoglm.cli.console import ProgressBars
@@ -18,9 +18,11 @@ from autoglm.cli.loading import (
     served_names,
 )
 from autoglm.deploy import preflight
+from autoglm.engine.fit import MAX_DECODED_BYTES
 from autoglm.errors import ConfigError
 from autoglm.media.limits import MediaLimits
 from autoglm.media.remote_media import RemoteMedia
+from autoglm.media.room import MediaRoom
 from autoglm.media.sources import MediaSources
 from autoglm.server.app import create_app, run_server
 from autoglm.server.driver import EngineDriver
@@ -57,7 +59,8 @@ def serve(model: ModelOptions, options: ServeOptions) -> None:
     # Held from now on, so that no other program takes the port while the model loads.
     with reserve_socket(options.host, options.port) as sock:
         with ProgressBars() as bars:
-            loaded = load_model(find_model(model, bars.report), model, bars.report)
+            options_for_media = replace(model, max_pixels=options.max_pixels)
+            loaded = load_model(find_model(model, bars.report), options_for_media, bars.report)
         logger.info(describe(loaded))
         if options.api_key is None and not _is_loopback(options.host):
             logger.warning(
@@ -94,9 +97,9 @@ def _media_door(loaded: LoadedModel, options: ServeOptions) -> MediaDoor | None:
         return None
     limits = MediaLimits()
     remote = RemoteMedia(options.allow_remote_media, limits) if options.allow_remote_media else None
-    loaded.multimodal.pixel_budget(options.max_pixels)
     sources = MediaSources(limits, remote=remote, folder=options.media_path)
-    return MediaDoor(loaded.multimodal, sources, limits, options.max_pixels)
+    room = MediaRoom(loaded.media.decoded_bytes if loaded.media is not None else MAX_DECODED_BYTES)
+    return MediaDoor(loaded.multimodal, sources, limits, options.max_pixels, loaded.most_pixels, loaded.media, room)
 
 
 def _announce(line: str) -> None:

@@ -1,11 +1,13 @@
 """Fit context and KV pool to the memory there is: EngineConfig with None fields -> one without.
 
-What is counted: the weights as they lie in memory after loading (about their size in the file), the KV pool, and the
-working arrays of one step. What is not: the page cache behind the mapped file, which the system takes back at need.
+What is counted: the weights as they lie in memory after loading (about their size in the file), the KV pool, the
+working arrays of one step, and what pictures and sounds take beside the text model. What is not: the page cache behind
+the mapped file, which the system takes back at need.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from autoglm.config import DEFAULT_BATCHED_TOKENS, EngineConfig, ModelConfig
@@ -24,6 +26,58 @@ _TOKEN_BUDGETS = (DEFAULT_BATCHED_TOKENS, 256, 128, 64)
 _MIN_CONTEXT = 512
 
 
+# Decoded pictures and sounds of all requests may take this share of what is free, within these bounds: the lower one
+# holds a large phone's screenshot while it is decoded, the upper one any picture that is read at all.
+_DECODED_SHARE = 16
+_MIN_DECODED_BYTES, MAX_DECODED_BYTES = 128 << 20, 1 << 30
+
+
+@dataclass(frozen=True)
+class MediaMemory:
+    """What pictures and sounds take beside the text model, in bytes.
+
+    min_pixels, max_pixels  the least a picture can be held to, and the budget of one where a request names none
+    picture_bytes           max_pixels -> working memory of the encoder; one medium is encoded at a time
+    sound_bytes             the same for the longest sound, 0 without ears
+    decoded_bytes           pictures and sounds of all requests, decoded
+    kept_bytes              embeddings kept for later turns
+    """
+
+    min_pixels: int
+    max_pixels: int
+    picture_bytes: Callable[[int], int]
+    sound_bytes: int
+    decoded_bytes: int
+    kept_bytes: int
+
+    @property
+    def encoder_bytes(self) -> int:
+        """Working memory of the largest medium."""
+        return max(self.picture_bytes(self.max_pixels), self.sound_bytes)
+
+    @property
+    def total_bytes(self) -> int:
+        return self.encoder_bytes + self.decoded_bytes + self.kept_bytes
+
+    def largest_picture(self, room_bytes: int, most_pixels: int) -> int:
+        """The largest max_pixels up to most_pixels that can be encoded in so many bytes; 0 where none can."""
+        if self.picture_bytes(self.min_pixels) > room_bytes:
+            return 0
+        low, high = self.min_pixels, most_pixels
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.picture_bytes(middle) <= room_bytes:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+
+def decoded_media_bytes(available_bytes: int) -> int:
+    """What decoded pictures and sounds of all requests may take on a machine with so much memory free."""
+    return min(MAX_DECODED_BYTES, max(_MIN_DECODED_BYTES, available_bytes // _DECODED_SHARE))
+
+
 @dataclass(frozen=True)
 class MemoryPlan:
     """Where the memory goes, in bytes; kv_token_bytes is what one token takes in the pool."""
@@ -33,10 +87,11 @@ class MemoryPlan:
     kv_token_bytes: int
     kv_pool_bytes: int
     available_bytes: int
+    media_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
-        return self.weights_bytes + self.workspace_bytes + self.kv_pool_bytes
+        return self.weights_bytes + self.workspace_bytes + self.media_bytes + self.kv_pool_bytes
 
 
 def kv_token_bytes(model: ModelConfig, config: EngineConfig) -> int:
@@ -59,7 +114,13 @@ def workspace_bytes(model: ModelConfig, config: EngineConfig) -> int:
     return _PROCESS_BYTES + config.token_budget * per_token + config.max_num_seqs * 2 * 4 * model.vocab_size
 
 
-def memory_plan(model: ModelConfig, weights_bytes: int, config: EngineConfig, available_bytes: int) -> MemoryPlan:
+def memory_plan(
+    model: ModelConfig,
+    weights_bytes: int,
+    config: EngineConfig,
+    available_bytes: int,
+    media: MediaMemory | None = None,
+) -> MemoryPlan:
     """The memory a fitted configuration takes; without num_kv_blocks the pool counts as empty."""
     per_token = kv_token_bytes(model, config)
     return MemoryPlan(
@@ -68,15 +129,21 @@ def memory_plan(model: ModelConfig, weights_bytes: int, config: EngineConfig, av
         kv_token_bytes=per_token,
         kv_pool_bytes=(config.num_kv_blocks or 0) * config.block_size * per_token,
         available_bytes=available_bytes,
+        media_bytes=media.total_bytes if media is not None else 0,
     )
 
 
 def fit_engine_config(
-    model: ModelConfig, weights_bytes: int, config: EngineConfig, available_bytes: int
+    model: ModelConfig,
+    weights_bytes: int,
+    config: EngineConfig,
+    available_bytes: int,
+    media: MediaMemory | None = None,
 ) -> EngineConfig:
     """Fill ctx_size, num_kv_blocks and max_num_batched_tokens where they are None, from available_bytes of memory.
 
-    weights_bytes  size of all weight tensors in the file
+    weights_bytes  size of all weight tensors, those of the mmproj too
+    media          what pictures and sounds take; None: the model reads text only
     The pool holds at most max_num_seqs full contexts; a context never exceeds the pool.
     Raises ConfigError, with the numbers and the mend, if the weights or what was asked for do not fit.
     """
@@ -85,10 +152,12 @@ def fit_engine_config(
             f"a context of {config.ctx_size} tokens was asked for, and {model.name} was made for "
             f"{model.max_position_embeddings}; mend: --ctx-size {model.max_position_embeddings} or less"
         )
-    config = _with_token_budget(model, weights_bytes, config, available_bytes)
-    plan = memory_plan(model, weights_bytes, replace(config, num_kv_blocks=None), available_bytes)
+    config = _with_token_budget(model, weights_bytes, config, available_bytes, media)
+    plan = memory_plan(model, weights_bytes, replace(config, num_kv_blocks=None), available_bytes, media)
     left_bytes = available_bytes - plan.total_bytes
     smallest = min(_MIN_CONTEXT, model.max_position_embeddings)
+    if media is not None and left_bytes < smallest * plan.kv_token_bytes:
+        raise _media_too_large(model, media, plan, left_bytes - smallest * plan.kv_token_bytes)
     if left_bytes < smallest * plan.kv_token_bytes:
         raise ConfigError(
             f"{model.name} does not fit into memory: {_gb(plan.weights_bytes)} of weights, "
@@ -107,7 +176,7 @@ def fit_engine_config(
 
 
 def _with_token_budget(
-    model: ModelConfig, weights_bytes: int, config: EngineConfig, available_bytes: int
+    model: ModelConfig, weights_bytes: int, config: EngineConfig, available_bytes: int, media: MediaMemory | None
 ) -> EngineConfig:
     """The longest step whose working memory takes at most a quarter of what the weights leave."""
     if config.max_num_batched_tokens is not None:
@@ -115,8 +184,9 @@ def _with_token_budget(
     fitted = config
     for tokens in _TOKEN_BUDGETS:
         fitted = replace(config, max_num_batched_tokens=tokens)
-        plan = memory_plan(model, weights_bytes, replace(fitted, num_kv_blocks=None), available_bytes)
-        if plan.workspace_bytes - _PROCESS_BYTES <= (available_bytes - plan.weights_bytes - _PROCESS_BYTES) // 4:
+        plan = memory_plan(model, weights_bytes, replace(fitted, num_kv_blocks=None), available_bytes, media)
+        free_bytes = available_bytes - plan.weights_bytes - plan.media_bytes - _PROCESS_BYTES
+        if plan.workspace_bytes - _PROCESS_BYTES <= free_bytes // 4:
             break
     return fitted
 
@@ -148,6 +218,20 @@ def _with_given_pool(model: ModelConfig, config: EngineConfig, plan: MemoryPlan,
             f"or --ctx-size {pool_tokens}"
         )
     return replace(config, ctx_size=config.ctx_size or min(model.max_position_embeddings, pool_tokens))
+
+
+def _media_too_large(model: ModelConfig, media: MediaMemory, plan: MemoryPlan, short_bytes: int) -> ConfigError:
+    """short_bytes: how much is left after the smallest context, below zero."""
+    possible = media.largest_picture(media.encoder_bytes + short_bytes, media.max_pixels)
+    mend = "close other programs, or take a smaller model or a smaller quantization of it"
+    if possible and media.sound_bytes <= media.encoder_bytes + short_bytes:
+        mend = f"--max-pixels {possible}, or close other programs"
+    return ConfigError(
+        f"{model.name} and its largest picture do not fit into memory: {_gb(plan.weights_bytes)} of weights, "
+        f"{_gb(plan.workspace_bytes)} of working memory, {_gb(media.encoder_bytes)} to encode {media.max_pixels} "
+        f"pixels and {_gb(media.decoded_bytes + media.kept_bytes)} for decoded media and embeddings are needed, and "
+        f"{_gb(plan.available_bytes)} are free; mend: {mend}"
+    )
 
 
 def _context_too_large(asked: int, possible: int, plan: MemoryPlan) -> ConfigError:

@@ -55,11 +55,13 @@ class Picture:
         return int(self.rgb.shape[0])
 
 
-def decode_picture(data: bytes, *, limits: MediaLimits, param: str) -> Picture:
-    """Decode one picture file.
+# What decoding holds at its widest moment. Measured with 24 megapixels: PNG 15, JPEG 14 and turned 18, WebP 21; a
+# progressive JPEG keeps its coefficients too.
+DECODING_BYTES_PER_PIXEL = 26
 
-    Raises RequestError for an unknown format, a damaged or truncated file, and one over `limits`.
-    """
+
+def checked_header(data: bytes, *, limits: MediaLimits, param: str) -> PictureHeader:
+    """The header of a picture file within `limits`; nothing is decoded. Raises RequestError as decode_picture does."""
     if len(data) > limits.max_picture_bytes:
         raise RequestError(
             f"the picture has {len(data)} bytes, at most {limits.max_picture_bytes} are read; send a smaller file",
@@ -74,6 +76,15 @@ def decode_picture(data: bytes, *, limits: MediaLimits, param: str) -> Picture:
             param=param,
             code="image_too_large",
         )
+    return header
+
+
+def decode_picture(data: bytes, *, limits: MediaLimits, param: str) -> Picture:
+    """Decode one picture file.
+
+    Raises RequestError for an unknown format, a damaged or truncated file, and one over `limits`.
+    """
+    header = checked_header(data, limits=limits, param=param)
     rgb = _decode(header, param)
     digest = hashlib.sha256(struct.pack("<II", rgb.shape[1], rgb.shape[0]))
     digest.update(rgb.data)

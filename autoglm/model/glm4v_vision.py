@@ -140,7 +140,8 @@ class Glm4vVision:
         where[1:] = np.divmod(block_order, columns)
         start_whole(program, len(patches), where)
         yield from run_slices(program, slice_s)
-        merged = program.view(features).reshape(len(patches) // _MERGE**2, -1)
+        merged = program.view(features).reshape(len(patches) // _MERGE**2, -1).copy()
+        del program  # most of the memory: it goes before the merger's comes
 
         program, inputs, tokens = self._merger(len(merged))
         program.view(inputs)[:] = merged

@@ -1,4 +1,4 @@
-"""The mmproj beside a backbone: its encoders, whether the two belong together, and prompts with media in them.
+"""The mmproj beside a backbone: its encoders, and prompts with media in them.
 
 A prompt comes with one placeholder token per picture and sound. Each is widened to the tokens its medium becomes, every
 token gets its three positions, and what must be encoded is handed to the engine as jobs:
@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from autoglm.config import ModelConfig
-from autoglm.errors import FormatError, RequestError
+from autoglm.errors import RequestError
 from autoglm.formats.gguf import GGUFFile
 from autoglm.kernels import Runtime
-from autoglm.media.glm4v_pixels import MAX_PIXELS, MIN_PIXELS, PatchGrid, patch_grid, pixel_values
+from autoglm.media.glm4v_pixels import PatchGrid, patch_grid, pixel_values
 from autoglm.media.log_mel import log_mel, num_frames
 from autoglm.media.pictures import Picture
 from autoglm.media.pixel_budget import PixelBudget
@@ -47,39 +47,12 @@ from autoglm.model.gcmf_fusion import GcmfFusion
 from autoglm.model.gcmf_vision import GcmfVision, read_gcmf_vision_config
 from autoglm.model.glm4v_vision import Glm4vVision, read_glm4v_config
 from autoglm.model.loader import Progress, WeightReader
+from autoglm.model.projector import MediaTokens, check_projector, check_tokens, has_audio_encoder, pixel_budget
 
 logger = logging.getLogger(__name__)
 
-PROJECTOR_TYPES = ("gcmf", "glm4v")
 Embed = Callable[[NDArray[np.int32]], NDArray[np.float32]]  # token ids -> rows of the backbone's table
-_REMEMBERED_BYTES = 64 << 20
-
-
-@dataclass(frozen=True)
-class MediaTokens:
-    """Ids of the tokens that stand around and for media; None where the backbone has none."""
-
-    image: int | None
-    audio: int | None
-    roles: frozenset[int]  # each begins a turn
-    user: int | None
-    markers: frozenset[int]  # begin and end of a picture or a sound
-
-
-def find_media_tokens(token_id: Callable[[str], int | None]) -> MediaTokens:
-    """The GLM family's tokens for media and turns. token_id: a token's spelling -> its id."""
-
-    def ids(*spellings: str) -> frozenset[int]:
-        return frozenset(found for text in spellings if (found := token_id(text)) is not None)
-
-    media = [f"<|{side}_of_{kind}|>" for side in ("begin", "end") for kind in ("image", "audio")]
-    return MediaTokens(
-        image=token_id("<|image|>"),
-        audio=token_id("<|audio|>"),
-        roles=ids("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
-        user=token_id("<|user|>"),
-        markers=ids(*media),
-    )
+REMEMBERED_BYTES = 64 << 20  # tokens of pictures and sounds alone, before fusion
 
 
 @dataclass(frozen=True)
@@ -110,15 +83,12 @@ class Multimodal:
         progress: Progress | None = None,
     ) -> None:
         self.kind = check_projector(gguf, backbone)
+        check_tokens(gguf, backbone, tokens)
         self.tokens = tokens
         self._embed, self._two_way = embed, backbone.attention_mode == "media"
-        self._memory = EmbeddingMemory[Embeddings](_REMEMBERED_BYTES)
+        self._memory = EmbeddingMemory[Embeddings](REMEMBERED_BYTES)
+        self._gguf = gguf
         self._file = f"{gguf.path.name}:{gguf.file_bytes}".encode()
-        if tokens.image is None:
-            raise FormatError(
-                f"{gguf.path}: the backbone {backbone.name} has no token for pictures, so this mmproj cannot belong to "
-                "it; mend: give both files of one model"
-            )
         reader = WeightReader(gguf, runtime, progress)
         self._audio: GcmfAudio | None = None
         self._glm4v: Glm4vVision | None = None
@@ -126,7 +96,7 @@ class Multimodal:
             self._glm4v = Glm4vVision(runtime, reader, read_glm4v_config(gguf))
         else:
             self._vision = GcmfVision(reader, read_gcmf_vision_config(gguf))
-            if gguf.get("clip.has_audio_encoder", bool, False):
+            if has_audio_encoder(gguf):
                 self._audio = GcmfAudio(reader, read_gcmf_audio_config(gguf))
             self._fusion = GcmfFusion(reader, gguf, backbone.hidden_size)
         reader.finish()
@@ -140,16 +110,9 @@ class Multimodal:
         """Whether a turn's media are mixed, so that weights and gates can be told."""
         return self._glm4v is None and self._fusion.is_gated
 
-    def pixel_budget(self, default: int | None = None) -> PixelBudget:
-        """The range of max_pixels, and what a picture gets where nobody names one. ConfigError for a bad default.
-
-        For glm4v pixels count twice, once for each frame of a still picture, as its own processor counts them.
-        """
-        if self._glm4v is not None:
-            return PixelBudget(MIN_PIXELS, MAX_PIXELS, default or MAX_PIXELS)
-        config = self._vision.config
-        least = (config.patch_size * config.merge_size) ** 2
-        return PixelBudget(least, config.max_pixels, default or config.max_pixels)
+    def pixel_budget(self, default: int | None = None, most: int | None = None) -> PixelBudget:
+        """The range of max_pixels, and what a picture gets where nobody names one; see projector.pixel_budget."""
+        return pixel_budget(self._gguf, default, most)
 
     def picture_size(self, width: int, height: int, max_pixels: int | None = None) -> PictureSize:
         """What a picture of width x height pixels becomes. Raises RequestError for one that has no sensible size."""
@@ -362,41 +325,3 @@ def _straight(start: int, count: int) -> NDArray[np.int32]:
 
 def _bytes(*numbers: int) -> bytes:
     return np.array(numbers, np.int64).tobytes()
-
-
-def read_projector_type(gguf: GGUFFile) -> str:
-    """glm4v or gcmf. Raises FormatError for a file that is no mmproj or of a kind this build cannot run."""
-    architecture = gguf.get("general.architecture", str)
-    if architecture != "clip":
-        raise FormatError(
-            f"{gguf.path}: this is a model of architecture {architecture[:40]!r}, not a multimodal projector; "
-            "give it with --model, and the mmproj file with --mmproj"
-        )
-    kind = gguf.get("clip.projector_type", str, "") or gguf.get("clip.vision.projector_type", str, "")
-    if kind not in PROJECTOR_TYPES:
-        raise FormatError(
-            f"{gguf.path}: projector type {kind[:40]!r} is not supported; "
-            f"this build runs {' and '.join(PROJECTOR_TYPES)}"
-        )
-    return kind
-
-
-def check_projector(gguf: GGUFFile, backbone: ModelConfig) -> str:
-    """The projector's type, from its header alone. Raises FormatError unless it runs here and fits the backbone."""
-    kind = read_projector_type(gguf)
-    width = gguf.get("clip.vision.projection_dim", int)
-    if width != backbone.hidden_size:
-        raise FormatError(
-            f"{gguf.path}: makes tokens of width {width}, and {backbone.name} takes {backbone.hidden_size}; "
-            "mend: give the mmproj that was made for this model"
-        )
-    return kind
-
-
-def two_way_tokens(gguf: GGUFFile, backbone: ModelConfig, max_sound_s: float) -> int:
-    """Tokens of the largest medium that must be read in one step, from the headers alone; 0 where none must."""
-    if backbone.attention_mode != "media" or read_projector_type(gguf) != "gcmf":
-        return 0
-    side = gguf.get("clip.vision.patch_size", int) * gguf.get("clip.vision.spatial_merge_size", int)
-    picture = gguf.get("clip.vision.image_max_pixels", int) // max(1, side * side)
-    return max(picture, round(max_sound_s * 25) + 1 if gguf.get("clip.has_audio_encoder", bool, False) else 0)

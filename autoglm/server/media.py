@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from autoglm.engine.fit import MAX_DECODED_BYTES, MediaMemory
 from autoglm.errors import RequestError
 from autoglm.media.content_parts import KINDS, MediaPart, media_part
 from autoglm.media.limits import MediaLimits
-from autoglm.media.pictures import Picture, decode_picture
+from autoglm.media.log_mel import SAMPLE_RATE_HZ
+from autoglm.media.pictures import DECODING_BYTES_PER_PIXEL, Picture, checked_header, decode_picture
 from autoglm.media.pixel_budget import requested_max_pixels
 from autoglm.media.prompt_media import PromptMedia
-from autoglm.media.sounds import Sound, decode_sound
+from autoglm.media.room import MediaRoom
+from autoglm.media.sounds import PADDING_S, Sound, decode_sound
 from autoglm.media.sources import MediaSources
 from autoglm.model.multimodal import Multimodal
 from autoglm.server.schemas import ChatRequest, Message
@@ -26,13 +29,19 @@ TEMPLATE_TYPES = {"picture": "image", "sound": "audio"}
 class MediaDoor:
     """What a server that sees and hears needs of media.
 
-    max_pixels  of one picture where a request names none; None: as many as the model takes
+    max_pixels   of one picture where a request names none; None: as many as the model takes
+    most_pixels  what a request may ask for; None: as many as the model takes
+    memory       what encoding takes, for errors that tell it
+    room         for decoded pictures and sounds of all requests
     """
 
     multimodal: Multimodal
     sources: MediaSources
     limits: MediaLimits = field(default_factory=MediaLimits)
     max_pixels: int | None = None
+    most_pixels: int | None = None
+    memory: MediaMemory | None = None
+    room: MediaRoom = field(default_factory=lambda: MediaRoom(MAX_DECODED_BYTES))
 
 
 @dataclass(frozen=True)
@@ -108,17 +117,60 @@ def _no_effect(param: str, why: str) -> RequestError:
 def decode(door: MediaDoor, parts: Sequence[MediaPart], files: Sequence[bytes], request: ChatRequest) -> RequestMedia:
     """Decode the files of a request. Slow: runs on a worker thread. Raises RequestError naming the part."""
     started_s = time.monotonic()
-    pictures, sounds = [], []
+    num_pictures = sum(part.kind == "picture" for part in parts)
+    asked = requested_max_pixels(request.max_pixels, request.mm_processor_kwargs, num_pictures=num_pictures)
+    chosen = _pixel_budget(door, asked)
+    needed_bytes = _decoding_bytes(door, parts, files)
+    if parts:
+        door.room.take(needed_bytes, "messages")
+    held_bytes = 0
+    pictures: list[Picture] = []
+    sounds: list[Sound] = []
+    try:
+        for part, data in zip(parts, files, strict=True):
+            if part.kind == "picture":
+                picture = decode_picture(data, limits=door.limits, param=part.param)
+                _check_shape(door, picture, part)
+                pictures.append(picture)
+            else:
+                sounds.append(decode_sound(data, limits=door.limits, param=part.param))
+        sizes = [*((p, p.rgb.nbytes) for p in pictures), *((s, s.samples.nbytes) for s in sounds)]
+        for medium, num_bytes in sizes:
+            door.room.follow(medium, num_bytes)
+            held_bytes += num_bytes
+    finally:
+        door.room.free(needed_bytes - held_bytes)
+    return RequestMedia(tuple(pictures), tuple(sounds), chosen, (time.monotonic() - started_s) * 1e3)
+
+
+def _decoding_bytes(door: MediaDoor, parts: Sequence[MediaPart], files: Sequence[bytes]) -> int:
+    """What decoding one medium after another takes at most, from the headers; the sounds' from their limit."""
+    held_bytes = largest_bytes = 0
     for part, data in zip(parts, files, strict=True):
         if part.kind == "picture":
-            picture = decode_picture(data, limits=door.limits, param=part.param)
-            _check_shape(door, picture, part)
-            pictures.append(picture)
+            header = checked_header(data, limits=door.limits, param=part.param)
+            num_pixels = header.width * header.height
+            held_bytes += 3 * num_pixels
+            largest_bytes = max(largest_bytes, (DECODING_BYTES_PER_PIXEL - 3) * num_pixels)
         else:
-            sounds.append(decode_sound(data, limits=door.limits, param=part.param))
-    asked = requested_max_pixels(request.max_pixels, request.mm_processor_kwargs, num_pictures=len(pictures))
-    chosen = door.multimodal.pixel_budget(door.max_pixels).resolve(asked)
-    return RequestMedia(tuple(pictures), tuple(sounds), chosen, (time.monotonic() - started_s) * 1e3)
+            num_bytes = 4 * round(SAMPLE_RATE_HZ * (door.limits.max_sound_s + PADDING_S))
+            held_bytes += num_bytes
+            largest_bytes = max(largest_bytes, num_bytes)
+    return held_bytes + largest_bytes
+
+
+def _pixel_budget(door: MediaDoor, asked: int | None) -> int:
+    budget = door.multimodal.pixel_budget(door.max_pixels)
+    most = door.most_pixels
+    if asked is not None and door.memory is not None and most is not None and most < asked <= budget.max_pixels:
+        needed_mb, have_mb = (door.memory.picture_bytes(pixels) / 1e6 for pixels in (asked, most))
+        raise RequestError(
+            f"max_pixels: {asked} pixels take {needed_mb:.1f} MB to encode, and this server has {have_mb:.1f} MB for "
+            f"that; ask for at most {most}",
+            param="max_pixels",
+            code="invalid_value",
+        )
+    return budget.resolve(asked)
 
 
 def _check_shape(door: MediaDoor, picture: Picture, part: MediaPart) -> None:

@@ -14,7 +14,8 @@ from autoglm.errors import ConfigError, FormatError
 from autoglm.formats.gguf import GGUFFile
 from autoglm.kernels import Runtime
 from autoglm.model.loader import read_model_config
-from autoglm.model.multimodal import Multimodal, find_media_tokens
+from autoglm.model.multimodal import Multimodal
+from autoglm.model.projector import find_media_tokens
 from tests.tiny_models import TinyModel
 
 NANO = SHIPPED_MODELS["nano"]

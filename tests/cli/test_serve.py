@@ -29,7 +29,7 @@ def test_log_lines_in_order(server: ServerProcess) -> None:
     loading = [line for line in lines if line.startswith("INFO: Loading GLM backbone with ")]
     assert len(loading) == 1 and loading[0].endswith(" parameters")
     assert lines.index(loading[0]) == 1
-    assert any(line.startswith("INFO: Memory: weights ") for line in lines)
+    assert any(line.startswith("INFO: Memory: weights of the backbone ") for line in lines)
     assert lines[-1] == f"INFO: Server running on port {server.port}"
     assert all(line.startswith(("INFO: ", "WARNING: ")) for line in lines)
 
