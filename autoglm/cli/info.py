@@ -20,8 +20,15 @@ from autoglm.deploy.machine import available_memory_bytes
 from autoglm.engine.fit import fit_engine_config, memory_plan
 from autoglm.errors import AutoglmError
 from autoglm.formats.gguf import GGUFFile, TensorInfo
+from autoglm.model.encoder_memory import picture_bytes, sound_bytes
+from autoglm.model.gcmf_audio import read_gcmf_audio_config
+from autoglm.model.gcmf_vision import read_gcmf_vision_config
+from autoglm.model.glm4v_vision import read_glm4v_config
 from autoglm.model.loader import read_model_config
+from autoglm.model.projector import has_audio_encoder, picture_size, pixel_budget, read_projector_type
 
+# Screens of phones that `info` gives token counts for: upright, on its side, a small one.
+_SCREENS = ((1080, 2400), (2400, 1080), (540, 1200))
 _BLOCK_NUMBER = re.compile(r"^((?:v\.|a\.|mm\.)?blk)\.\d+\.")
 
 
@@ -53,7 +60,8 @@ def collect_facts(gguf: GGUFFile, *, all_tensors: bool) -> dict[str, Any]:
         "groups": _groups(tensors),
         "metadata": {key: _short_value(value) for key, value in gguf.metadata.items()},
     }
-    facts.update(_served_facts(gguf, weights_bytes))
+    is_projector = facts["architecture"] == "clip"
+    facts.update(_projector_facts(gguf) if is_projector else _served_facts(gguf, weights_bytes))
     if all_tensors:
         facts["tensors"] = [
             {"name": t.name, "shape": list(t.shape), "type": t.type.name, "bytes": t.nbytes} for t in tensors
@@ -63,7 +71,7 @@ def collect_facts(gguf: GGUFFile, *, all_tensors: bool) -> dict[str, Any]:
 
 def _served_facts(gguf: GGUFFile, weights_bytes: int) -> dict[str, Any]:
     """What depends on the file being a text model this build serves; the reason where it is not."""
-    facts: dict[str, Any] = {"model": None, "tokenizer": None, "memory": None, "problem": None}
+    facts: dict[str, Any] = {"model": None, "tokenizer": None, "memory": None, "projector": None, "problem": None}
     try:
         model = read_model_config(gguf)
         facts["model"] = asdict(model)
@@ -79,6 +87,33 @@ def _served_facts(gguf: GGUFFile, weights_bytes: int) -> dict[str, Any]:
             else "built in, by architecture",
         }
         facts["memory"] = _memory_facts(model, weights_bytes)
+    except AutoglmError as error:
+        facts["problem"] = str(error)
+    return facts
+
+
+def _projector_facts(gguf: GGUFFile) -> dict[str, Any]:
+    """The same for an mmproj: its encoders, and what a picture and a sound become."""
+    facts: dict[str, Any] = {"model": None, "tokenizer": None, "memory": None, "projector": None, "problem": None}
+    try:
+        kind = read_projector_type(gguf)
+        vision = read_glm4v_config(gguf) if kind == "glm4v" else read_gcmf_vision_config(gguf)
+        audio = read_gcmf_audio_config(gguf) if kind == "gcmf" and has_audio_encoder(gguf) else None
+        budget = pixel_budget(gguf)
+        sizes = {f"{width}x{height}": picture_size(gguf, width, height) for width, height in _SCREENS}
+        facts["projector"] = {
+            "type": kind,
+            "text_size": vision.text_size,
+            "vision": asdict(vision),
+            "audio": None if audio is None else asdict(audio),
+            "fusion": gguf.get("gcmf.mode", str) if kind == "gcmf" else None,
+            "max_pixels": budget.max_pixels,
+            "pictures": {name: {**asdict(size), "tokens": size.rows * size.columns} for name, size in sizes.items()},
+            "encoding_bytes": {
+                "picture": picture_bytes(gguf, budget.max_pixels),
+                "sound": 0 if audio is None else sound_bytes(gguf, audio.max_seconds),
+            },
+        }
     except AutoglmError as error:
         facts["problem"] = str(error)
     return facts
@@ -194,4 +229,29 @@ def _overview(facts: dict[str, Any]) -> Table:
             "fits here",
             f"context of {memory['ctx_size']} tokens, {pool} in all; {size(memory['available_bytes'])} free",
         )
+    if facts["projector"] is not None:
+        for what, value in _projector_rows(facts["projector"]):
+            row(what, value)
     return table
+
+
+def _projector_rows(projector: dict[str, Any]) -> list[tuple[str, str]]:
+    vision, audio, takes = projector["vision"], projector["audio"], projector["encoding_bytes"]
+    grids = (f"{name} as {p['width']}x{p['height']}: {p['tokens']}" for name, p in projector["pictures"].items())
+    rows = [
+        ("projector", f"{projector['type']}, tokens of width {projector['text_size']}"),
+        ("vision encoder", f"{_encoder(vision)}, patches of {vision['patch_size']} pixels"),
+        ("tokens per picture", ", ".join(grids)),
+        ("memory, picture", f"{size(takes['picture'])} at max_pixels {projector['max_pixels']}, its most"),
+    ]
+    if audio is not None:
+        rows.append(("audio encoder", f"{_encoder(audio)}, {audio['num_mels']} mel bins"))
+        rows.append(("tokens per sound", f"25 a second, at most {audio['max_seconds']} s"))
+        rows.append(("memory, sound", f"{size(takes['sound'])} to encode {audio['max_seconds']} s"))
+    if projector["fusion"] is not None:
+        rows.append(("fusion", "gated, over a user turn" if projector["fusion"] == "gcmf" else projector["fusion"]))
+    return rows
+
+
+def _encoder(config: dict[str, Any]) -> str:
+    return f"{config['num_layers']} layers of width {config['hidden_size']}, {config['num_heads']} heads"

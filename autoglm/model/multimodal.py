@@ -26,7 +26,7 @@ from autoglm.config import ModelConfig
 from autoglm.errors import RequestError
 from autoglm.formats.gguf import GGUFFile
 from autoglm.kernels import Runtime
-from autoglm.media.glm4v_pixels import PatchGrid, patch_grid, pixel_values
+from autoglm.media.glm4v_pixels import PatchGrid, pixel_values
 from autoglm.media.log_mel import log_mel, num_frames
 from autoglm.media.pictures import Picture
 from autoglm.media.pixel_budget import PixelBudget
@@ -40,29 +40,27 @@ from autoglm.media.prompt_media import (
     PromptMedia,
     TurnFusion,
 )
-from autoglm.media.screen_pixels import encoder_size, stretched
+from autoglm.media.screen_pixels import stretched
 from autoglm.media.sounds import Sound
 from autoglm.model.gcmf_audio import GcmfAudio, read_gcmf_audio_config
 from autoglm.model.gcmf_fusion import GcmfFusion
 from autoglm.model.gcmf_vision import GcmfVision, read_gcmf_vision_config
 from autoglm.model.glm4v_vision import Glm4vVision, read_glm4v_config
 from autoglm.model.loader import Progress, WeightReader
-from autoglm.model.projector import MediaTokens, check_projector, check_tokens, has_audio_encoder, pixel_budget
+from autoglm.model.projector import (
+    MediaTokens,
+    PictureSize,
+    check_projector,
+    check_tokens,
+    has_audio_encoder,
+    picture_size,
+    pixel_budget,
+)
 
 logger = logging.getLogger(__name__)
 
 Embed = Callable[[NDArray[np.int32]], NDArray[np.float32]]  # token ids -> rows of the backbone's table
 REMEMBERED_BYTES = 64 << 20  # tokens of pictures and sounds alone, before fusion
-
-
-@dataclass(frozen=True)
-class PictureSize:
-    """What a picture becomes: pixels after resizing, and rows and columns of decoder tokens."""
-
-    width: int
-    height: int
-    rows: int
-    columns: int
 
 
 class Multimodal:
@@ -116,15 +114,7 @@ class Multimodal:
 
     def picture_size(self, width: int, height: int, max_pixels: int | None = None) -> PictureSize:
         """What a picture of width x height pixels becomes. Raises RequestError for one that has no sensible size."""
-        if self._glm4v is not None:
-            grid = patch_grid(width, height, **({} if max_pixels is None else {"max_pixels": max_pixels}))
-            _, rows, columns = grid.image_grid_thw
-            return PictureSize(grid.width, grid.height, rows // 2, columns // 2)
-        config = self._vision.config
-        factor = config.patch_size * config.merge_size
-        most = config.max_pixels if max_pixels is None else min(max_pixels, config.max_pixels)
-        wide, high = encoder_size(width, height, max_pixels=most, factor=factor)
-        return PictureSize(wide, high, high // factor, wide // factor)
+        return picture_size(self._gguf, width, height, max_pixels)
 
     def sound_tokens(self, sound: Sound) -> int:
         """Decoder tokens of a sound: one per 40 ms."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from autoglm.config import ModelConfig
 from autoglm.errors import FormatError
 from autoglm.formats.gguf import GGUFFile
-from autoglm.media.glm4v_pixels import MAX_PIXELS, MIN_PIXELS
+from autoglm.media.glm4v_pixels import MAX_PIXELS, MIN_PIXELS, patch_grid
 from autoglm.media.pixel_budget import PixelBudget
+from autoglm.media.screen_pixels import encoder_size
 from autoglm.model.gcmf_vision import read_gcmf_vision_config
 
 PROJECTOR_TYPES = ("gcmf", "glm4v")
@@ -40,6 +41,29 @@ def find_media_tokens(token_id: Callable[[str], int | None]) -> MediaTokens:
         user=token_id("<|user|>"),
         markers=ids(*media),
     )
+
+
+@dataclass(frozen=True)
+class PictureSize:
+    """What a picture becomes: pixels after resizing, and rows and columns of decoder tokens."""
+
+    width: int
+    height: int
+    rows: int
+    columns: int
+
+
+def picture_size(gguf: GGUFFile, width: int, height: int, max_pixels: int | None = None) -> PictureSize:
+    """What a picture of width x height pixels becomes. Raises RequestError for one that has no sensible size."""
+    if read_projector_type(gguf) == "glm4v":
+        grid = patch_grid(width, height, **({} if max_pixels is None else {"max_pixels": max_pixels}))
+        _, rows, columns = grid.image_grid_thw
+        return PictureSize(grid.width, grid.height, rows // 2, columns // 2)
+    config = read_gcmf_vision_config(gguf)
+    factor = config.patch_size * config.merge_size
+    most = config.max_pixels if max_pixels is None else min(max_pixels, config.max_pixels)
+    wide, high = encoder_size(width, height, max_pixels=most, factor=factor)
+    return PictureSize(wide, high, high // factor, wide // factor)
 
 
 def read_projector_type(gguf: GGUFFile) -> str:

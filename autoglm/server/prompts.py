@@ -68,22 +68,28 @@ def content_parts(content: object, path: str, *, takes_media: bool) -> str | lis
     if not isinstance(content, list):
         raise RequestError(f"{path}: must be a string or a list of content parts", param=path, code="invalid_value")
     if not (takes_media and any(is_media(part) for part in content)):
-        return "\n".join(_part_text(part, f"{path}[{i}]") for i, part in enumerate(content))
+        return "\n".join(_part_text(part, f"{path}[{i}]", takes_media) for i, part in enumerate(content))
     return [
-        template_part(part) if is_media(part) else {"type": "text", "text": _part_text(part, f"{path}[{i}]")}
+        template_part(part) if is_media(part) else {"type": "text", "text": _part_text(part, f"{path}[{i}]", True)}
         for i, part in enumerate(content)
     ]
 
 
-def _part_text(part: object, path: str) -> str:
+def _part_text(part: object, path: str, takes_media: bool) -> str:
     if isinstance(part, str):
         return part
     if not isinstance(part, dict):
         raise RequestError(f"{path}: must be an object with a type", param=path, code="invalid_value")
     kind = part.get("type")
     if isinstance(kind, str) and kind in MEDIA_PARTS:
+        reason = (
+            f"{MEDIA_PARTS[kind]} in parts of type {kind} are not read here; send image_url, input_audio or audio_url"
+            if takes_media
+            else f"this model was loaded without an mmproj: it reads text only, not {MEDIA_PARTS[kind]}; "
+            "mend: send text, or serve the model with --mmproj FILE (its mmproj-*.gguf)"
+        )
         raise RequestError(
-            f"{path}: this model was loaded without an mmproj: it reads text only, not {MEDIA_PARTS[kind]}",
+            f"{path}: {reason}",
             param=path,
             code="unsupported_content",
         )
@@ -267,6 +273,16 @@ def _check_room(
     service.check_length(num_prompt_tokens, "messages", needed)
 
 
+def _media_share(report: MediaReport) -> str:
+    """For the refusal of a prompt that is too long: what its media have to do with it."""
+    if not report.image_tokens and not report.audio_tokens:
+        return ""
+    return (
+        f", {report.image_tokens} of them of pictures and {report.audio_tokens} of sounds: send fewer of them, or "
+        "smaller pictures (max_pixels)"
+    )
+
+
 def build_chat_prompt(
     service: Service, request: ChatRequest, setting: ThinkingSetting, media: RequestMedia | None = None
 ) -> ChatPrompt:
@@ -307,7 +323,7 @@ def build_chat_prompt(
         token_ids, prompt_media, report = widen(
             service.media, token_ids, media, tells_fusion=bool(request.return_fusion)
         )
-    service.check_length(len(token_ids), "messages")
+    service.check_length(len(token_ids), "messages", detail=_media_share(report))
     if is_action:
         _check_room(service, request, len(token_ids), thinking)
     return ChatPrompt(

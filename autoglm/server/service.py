@@ -107,12 +107,12 @@ class Service:
                 param=param,
             )
 
-    def check_length(self, num_prompt_tokens: int, param: str, num_answer_tokens: int = 1) -> None:
-        """Raise ContextLengthError unless prompt and so many tokens of answer fit."""
+    def check_length(self, num_prompt_tokens: int, param: str, num_answer_tokens: int = 1, *, detail: str = "") -> None:
+        """Raise ContextLengthError unless prompt and so many tokens of answer fit; detail stands behind their count."""
         if num_prompt_tokens + num_answer_tokens > self.max_context:
             raise ContextLengthError(
-                f"{param} came to {num_prompt_tokens} tokens; this server's context is {self.max_context} tokens, "
-                f"of which the answer needs at least {'one' if num_answer_tokens == 1 else num_answer_tokens} "
+                f"{param} came to {num_prompt_tokens} tokens{detail}; this server's context is {self.max_context} "
+                f"tokens, of which the answer needs at least {'one' if num_answer_tokens == 1 else num_answer_tokens} "
                 "(--ctx-size sets it)",
                 param=param,
             )

@@ -16,6 +16,7 @@ from autoglm import __version__, cli
 from autoglm.cli import serve as serving
 from autoglm.cli.console import parameter_count, printable, size
 from autoglm.cli.loading import ModelOptions, parse_size, served_names
+from autoglm.deploy.shipped import SHIPPED_MODELS
 from autoglm.errors import ConfigError
 from autoglm.server.settings import ServerSettings
 from tests.tiny_models import TinyModel
@@ -138,6 +139,21 @@ def test_info_table_and_json_tell_the_same(capfd: pytest.CaptureFixture[str], ti
     code, out, _ = run(capfd, "info", path)
     assert code == 0
     for shown in ("M-RoPE", "blk.*.attn_q.weight", "tokenizer", "memory, weights", "[out, in]"):
+        assert shown in out
+
+
+def test_info_tells_of_an_mmproj(capfd: pytest.CaptureFixture[str]) -> None:
+    path = str(SHIPPED_MODELS["nano"].mmproj)
+    code, out, _ = run(capfd, "info", path, "--json")
+    facts = json.loads(out)
+    projector = facts["projector"]
+    assert code == 0 and facts["problem"] is None and facts["model"] is None
+    assert (projector["type"], projector["text_size"], projector["fusion"]) == ("gcmf", 256, "gcmf")
+    assert projector["vision"]["hidden_size"] == 192 and projector["audio"]["num_layers"] == 4
+    assert projector["pictures"]["1080x2400"] == {"width": 224, "height": 480, "rows": 15, "columns": 7, "tokens": 105}
+    code, out, _ = run(capfd, "info", path)
+    assert code == 0 and "not served" not in out
+    for shown in ("tokens per picture", "3 layers of width 192", "audio encoder", "25 a second", "gated"):
         assert shown in out
 
 

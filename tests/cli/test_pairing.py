@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from autoglm.cli import loading, pairing
 from autoglm.cli.loading import ModelOptions, find_mmproj, load_model
 from autoglm.cli.serve import ServeOptions, _media_door
 from autoglm.deploy.shipped import SHIPPED_MODELS
@@ -15,7 +17,7 @@ from autoglm.formats.gguf import GGUFFile
 from autoglm.kernels import Runtime
 from autoglm.model.loader import read_model_config
 from autoglm.model.multimodal import Multimodal
-from autoglm.model.projector import find_media_tokens
+from autoglm.model.projector import check_projector, find_media_tokens
 from tests.tiny_models import TinyModel
 
 NANO = SHIPPED_MODELS["nano"]
@@ -69,6 +71,43 @@ def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
     cut.write_bytes(NANO.mmproj.read_bytes()[:-4096])
     with pytest.raises(FormatError, match="fetch it again"):
         load(NANO.path, cut)
+
+
+def test_a_model_cut_short_is_refused(tmp_path: Path) -> None:
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(NANO.path.read_bytes()[:-4096])
+    with pytest.raises(FormatError, match="fetch it again"):
+        load(cut, NANO.mmproj)
+
+
+@pytest.fixture
+def nothing_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is refused is refused before a weight is read."""
+    monkeypatch.setattr(loading, "CpuModelRunner", lambda *_, **__: pytest.fail("the weights were read"))
+
+
+def test_a_backbone_that_cannot_place_pictures_is_refused(nothing_slow: None, tiny_glm4: TinyModel) -> None:
+    """Without rotary sections every token of a picture would stand at one place."""
+    mmproj = GGUFFile.open(FIXTURE / "mmproj-q8_0.gguf")
+    backbone = replace(read_model_config(GGUFFile.open(FIXTURE / "main-f32.gguf")), mrope_section=None)
+    with pytest.raises(FormatError, match="no rotary sections .*; mend: give a text model made for pictures"):
+        check_projector(mmproj, backbone)
+
+
+def test_a_vocabulary_without_markers_is_refused_before_loading(
+    nothing_slow: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pairing, "find_media_tokens", lambda _: find_media_tokens({"<|image|>": 5}.get))
+    with pytest.raises(FormatError, match="no token for sounds, so this mmproj cannot belong to it; mend"):
+        load(NANO.path, NANO.mmproj)
+
+
+def test_a_template_without_markers_is_refused_before_loading(nothing_slow: None, tmp_path: Path) -> None:
+    template = tmp_path / "plain.jinja"
+    template.write_text("{% for m in messages %}<|user|>\n{{ m.content if m.content is string }}{% endfor %}")
+    options = ModelOptions(mmproj=NANO.mmproj, threads=1, ctx_size=256, chat_template_file=template)
+    with pytest.raises(FormatError, match=r"makes 0 places for a part of type 'image', expected 1 <\|image\|>; mend"):
+        load_model(NANO.path, options, lambda what, done, total: None)
 
 
 def test_a_backbone_without_picture_tokens_is_refused() -> None:

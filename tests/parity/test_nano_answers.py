@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,33 @@ def test_fusion_that_cannot_be_told_is_a_400(client: TestClient, value: object, 
     body = {"model": "nano", "messages": [{"role": "user", "content": "hi"}], "return_fusion": value}
     reply = client.post("/v1/chat/completions", json=body)
     assert reply.status_code == 400 and message in reply.json()["error"]["message"]
+
+
+def test_what_is_over_budget_is_a_400_with_the_numbers(client: TestClient) -> None:
+    screen = picture(Image.new("RGB", (224, 480)))
+    room = client.app.state.service.media.room  # type: ignore[attr-defined]
+    words = {"type": "text", "text": "go back " * 600}
+
+    def refusal(content: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
+        body = {"model": "nano", "messages": [{"role": "user", "content": content}], **fields}
+        reply = client.post("/v1/chat/completions", json=body)
+        assert reply.status_code == 400
+        error: dict[str, Any] = reply.json()["error"]
+        return error
+
+    error = refusal([*[screen] * 10, words])
+    assert error["code"] == "context_length_exceeded"
+    assert "tokens, 1050 of them of pictures and 0 of sounds: send fewer" in error["message"]
+    assert "context is 2048 tokens" in error["message"]
+    assert "has 11 pictures, at most 10 are read" in refusal([screen] * 11)["message"]
+    assert "between 1024 and 107520 here, got 107521" in refusal([screen], max_pixels=107_521)["message"]
+    all_bytes, room.max_bytes = room.max_bytes, 1_000_000
+    error = refusal([screen])
+    room.max_bytes = all_bytes
+    assert error["code"] == "media_too_large" and "this server has 1.0 MB for all of them" in error["message"]
+    ask(client, [screen], max_tokens=2, n=2)
+    gc.collect()
+    assert room.used_bytes == 0
 
 
 def test_the_reply_tells_of_its_media(client: TestClient) -> None:
