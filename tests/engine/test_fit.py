@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from autoglm.config import EngineConfig, ModelConfig
-from autoglm.engine.fit import fit_engine_config, kv_token_bytes, memory_plan
+from autoglm.engine.fit import MediaMemory, fit_engine_config, kv_token_bytes, memory_plan
 from autoglm.errors import ConfigError
 
 GLM_9B = ModelConfig(
@@ -103,6 +105,35 @@ def test_whatever_is_fitted_stays_inside_the_memory(
     assert 1 <= config.ctx_size <= config.num_kv_blocks * config.block_size
     assert config.num_kv_blocks * config.block_size <= max(16, seqs * (config.ctx_size + 15) + 15)
     assert memory_plan(GLM_9B, weights, config, available).total_bytes <= available
+
+
+def media(max_pixels: int = 5_000_000, *, pixel_bytes: int = 500, fixed_bytes: int = 500 << 20) -> MediaMemory:
+    return MediaMemory(10_000, max_pixels, lambda pixels: pixel_bytes * pixels, 200 << 20, fixed_bytes, fixed_bytes)
+
+
+def test_media_take_their_memory_from_the_pool() -> None:
+    plain = fit_engine_config(GLM_9B, Q4_K_M_BYTES, EngineConfig(), 12 * GB)
+    seeing = fit_engine_config(GLM_9B, Q4_K_M_BYTES, EngineConfig(), 12 * GB, media())
+    assert (seeing.num_kv_blocks or 0) < (plain.num_kv_blocks or 0)
+    plan = memory_plan(GLM_9B, Q4_K_M_BYTES, seeing, 12 * GB, media())
+    assert plan.media_bytes == 2_500_000_000 + 2 * (500 << 20) and plan.total_bytes < 12 * GB
+    assert media(100_000).encoder_bytes == 200 << 20, "the sound is the larger one"
+
+
+@given(available=st.integers(0, 16 * GB), pixels=st.integers(10_000, 12_000_000), kept=st.integers(0, GB))
+def test_a_picture_fits_or_its_mend_does(available: int, pixels: int, kept: int) -> None:
+    wanted = media(pixels, fixed_bytes=kept)
+    try:
+        config = fit_engine_config(GLM_9B, Q4_K_M_BYTES, EngineConfig(), available, wanted)
+    except ConfigError as error:
+        found = re.search(r"mend: --max-pixels (\d+)", str(error))
+        if found is not None:
+            possible = media(int(found[1]), fixed_bytes=kept)
+            assert possible.max_pixels < pixels
+            config = fit_engine_config(GLM_9B, Q4_K_M_BYTES, EngineConfig(), available, possible)
+            assert memory_plan(GLM_9B, Q4_K_M_BYTES, config, available, possible).total_bytes <= available
+        return
+    assert memory_plan(GLM_9B, Q4_K_M_BYTES, config, available, wanted).total_bytes <= available
 
 
 def test_the_step_shortens_where_memory_is_short() -> None:
