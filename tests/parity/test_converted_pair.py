@@ -58,7 +58,7 @@ def test_features(loaded: LoadedModel, oracle: Glm4vForConditionalGeneration, si
     with torch.no_grad():
         (wanted,) = oracle.model.get_image_features(pixels, grid).pooler_output
     _, media = loaded.multimodal.plan([loaded.multimodal.tokens.image or 0], [one], [])
-    ours = finish(media.jobs[0].encode(1.0))
+    ours = finish(media.jobs[0].encode(1.0)).embeddings
     assert np.abs(ours - wanted.numpy()).max() < 2e-3 * wanted.abs().max()
 
 
