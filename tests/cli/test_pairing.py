@@ -86,7 +86,7 @@ def nothing_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "CpuModelRunner", lambda *_, **__: pytest.fail("the weights were read"))
 
 
-def test_a_backbone_that_cannot_place_pictures_is_refused(nothing_slow: None, tiny_glm4: TinyModel) -> None:
+def test_a_backbone_that_cannot_place_pictures_is_refused() -> None:
     """Without rotary sections every token of a picture would stand at one place."""
     mmproj = GGUFFile.open(FIXTURE / "mmproj-q8_0.gguf")
     backbone = replace(read_model_config(GGUFFile.open(FIXTURE / "main-f32.gguf")), mrope_section=None)
