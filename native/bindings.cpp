@@ -314,6 +314,8 @@ NB_MODULE(_native, m) {
                                     std::tuple<int, int, int> sections, int head_dim, Floats inv_freq) {
         p.program.set_full_attention(to_rope(head_dim, rotary_dim, interleaved, sections, inv_freq), num_heads);
       }, "num_heads"_a, "rotary_dim"_a, "interleaved"_a, "sections"_a, "head_dim"_a, "inv_freq"_a.noconvert())
+      .def_static("full_attention_bytes", &Program::full_attention_bytes, "num_rows"_a, "num_heads"_a, "head_dim"_a,
+                  "Bytes of what set_full_attention allocates.")
       .def("full_attention", [](PyProgram& p, int qkv, int out) { p.program.full_attention(qkv, out); }, "qkv"_a, "out"_a)
       .def("gather", [](PyProgram& p, int x, int out) { p.program.gather(x, out); }, "x"_a, "out"_a)
       .def("result", [](PyProgram& p, int x) { p.program.result(x); }, "x"_a)

@@ -215,15 +215,21 @@ void Program::set_attention(RopeConfig rope, std::shared_ptr<KvCache> cache, int
   num_heads_ = num_heads;
 }
 
+size_t Program::full_attention_bytes(int num_rows, int num_heads, int head_dim) {
+  const size_t rows = (size_t)num_heads * (size_t)round_up(num_rows, kAttnKeys);
+  const size_t cells = rows * (size_t)head_dim, values = rows * (size_t)round_up(head_dim, kPanelRows);
+  return 2 * cells + values * sizeof(int16_t) + rows * (2 * sizeof(float) + sizeof(int32_t)) +
+         values / kAttnKeys * sizeof(float);
+}
+
 void Program::set_full_attention(RopeConfig rope, int num_heads) {
   check_rope(rope);
   require(rope.head_dim % 16 == 0 && rope.head_dim <= kMaxHeadDim, "head_dim must be a multiple of 16, at most 256");
   require(num_heads > 0, "num_heads");
+  full_pages_ = Pages(full_attention_bytes(max_tokens_, num_heads, rope.head_dim));
   const int capacity = round_up(max_tokens_, kAttnKeys);
   const size_t rows = (size_t)num_heads * (size_t)capacity, cells = rows * (size_t)rope.head_dim;
   const size_t values = rows * (size_t)round_up(rope.head_dim, kPanelRows);
-  full_pages_ = Pages(2 * cells + values * sizeof(int16_t) + rows * (2 * sizeof(float) + sizeof(int32_t)) +
-                      values / kAttnKeys * sizeof(float));
   uint8_t* at = full_pages_.data();
   const auto take = [&at](size_t bytes) { return std::exchange(at, at + bytes); };
   FullHeads& h = full_heads_;

@@ -103,6 +103,7 @@ class Program {
   // Instead of set_attention, rope_cache and attention, where every row of the one sequence sees every other:
   // whole-number attention over packed copies (full_attention.h). As many heads of keys as of queries.
   void set_full_attention(RopeConfig rope, int num_heads);
+  static size_t full_attention_bytes(int num_rows, int num_heads, int head_dim);  // of the packed copies
   void full_attention(int qkv, int out);
   // From here on rows are those of Step::logits_rows.
   void gather(int x, int out);

@@ -9,13 +9,12 @@ from types import TracebackType
 
 import uvicorn
 
-from autoglm.cli.loading import LoadedModel
+from autoglm.cli.loading import LoadedModel, open_door
 from autoglm.errors import EngineError
 from autoglm.media.limits import MediaLimits
 from autoglm.media.sources import MediaSources
 from autoglm.server.app import create_app
 from autoglm.server.driver import EngineDriver
-from autoglm.server.media import MediaDoor
 
 _START_TIMEOUT_S = 30.0
 
@@ -32,7 +31,7 @@ class EmbeddedServer:
             model_id=loaded.model_id,
             aliases=(),
             api_key=api_key,
-            media=None if loaded.multimodal is None else MediaDoor(loaded.multimodal, MediaSources(MediaLimits())),
+            media=open_door(loaded, MediaSources(MediaLimits())),
         )
         self._socket = socket.create_server(("127.0.0.1", 0))
         self._server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on"))

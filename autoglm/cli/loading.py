@@ -22,10 +22,13 @@ from autoglm.engine.model_runner import CpuModelRunner
 from autoglm.errors import ConfigError
 from autoglm.formats.gguf import GGUFFile
 from autoglm.media.limits import MediaLimits
+from autoglm.media.room import MediaRoom
+from autoglm.media.sources import MediaSources
 from autoglm.model.encoder_memory import weights_bytes as encoder_weights_bytes
 from autoglm.model.loader import read_model_config
 from autoglm.model.multimodal import Multimodal
 from autoglm.model.projector import find_media_tokens, has_audio_encoder, two_way_tokens
+from autoglm.server.media import MediaDoor
 
 logger = logging.getLogger("autoglm.cli")
 
@@ -78,6 +81,14 @@ class LoadedModel:
     multimodal: Multimodal | None = None
     media: MediaMemory | None = None
     most_pixels: int | None = None
+
+
+def open_door(loaded: LoadedModel, sources: MediaSources, max_pixels: int | None = None) -> MediaDoor | None:
+    """What reads a server's pictures and sounds, within the memory counted for them; None without an mmproj."""
+    if loaded.multimodal is None or loaded.media is None:
+        return None
+    room = MediaRoom(loaded.media.decoded_bytes)
+    return MediaDoor(loaded.multimodal, sources, sources.limits, max_pixels, loaded.most_pixels, loaded.media, room)
 
 
 def served_names(options: ModelOptions) -> tuple[str, tuple[str, ...]]:

@@ -15,14 +15,13 @@ from autoglm.cli.loading import (
     describe,
     find_model,
     load_model,
+    open_door,
     served_names,
 )
 from autoglm.deploy import preflight
-from autoglm.engine.fit import MAX_DECODED_BYTES
 from autoglm.errors import ConfigError
 from autoglm.media.limits import MediaLimits
 from autoglm.media.remote_media import RemoteMedia
-from autoglm.media.room import MediaRoom
 from autoglm.media.sources import MediaSources
 from autoglm.server.app import create_app, run_server
 from autoglm.server.driver import EngineDriver
@@ -98,8 +97,7 @@ def _media_door(loaded: LoadedModel, options: ServeOptions) -> MediaDoor | None:
     limits = MediaLimits()
     remote = RemoteMedia(options.allow_remote_media, limits) if options.allow_remote_media else None
     sources = MediaSources(limits, remote=remote, folder=options.media_path)
-    room = MediaRoom(loaded.media.decoded_bytes if loaded.media is not None else MAX_DECODED_BYTES)
-    return MediaDoor(loaded.multimodal, sources, limits, options.max_pixels, loaded.most_pixels, loaded.media, room)
+    return open_door(loaded, sources, options.max_pixels)
 
 
 def _announce(line: str) -> None:

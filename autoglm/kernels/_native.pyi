@@ -80,6 +80,10 @@ class Program:
 
     def set_full_attention(self, num_heads: int, rotary_dim: int, interleaved: bool, sections: tuple[int, int, int], head_dim: int, inv_freq: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None: ...
 
+    @staticmethod
+    def full_attention_bytes(num_rows: int, num_heads: int, head_dim: int) -> int:
+        """Bytes of what set_full_attention allocates."""
+
     def full_attention(self, qkv: int, out: int) -> None: ...
 
     def gather(self, x: int, out: int) -> None: ...

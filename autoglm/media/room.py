@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import deque
 
 from autoglm.errors import CapacityError, RequestError
 
@@ -13,8 +14,21 @@ class MediaRoom:
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        self.used_bytes = 0
+        self._taken_bytes = 0
         self._lock = threading.Lock()
+        # Finalizers run wherever garbage is collected, perhaps on a thread that holds the lock: they only leave a note.
+        self._freed: deque[int] = deque()
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes taken and not given back."""
+        with self._lock:
+            return self._settle()
+
+    def _settle(self) -> int:
+        while self._freed:
+            self._taken_bytes -= self._freed.popleft()
+        return self._taken_bytes
 
     def take(self, num_bytes: int, param: str) -> None:
         """Count so many bytes as used.
@@ -29,18 +43,18 @@ class MediaRoom:
                 code="media_too_large",
             )
         with self._lock:
-            if self.used_bytes + num_bytes > self.max_bytes:
+            used_bytes = self._settle()
+            if used_bytes + num_bytes > self.max_bytes:
                 raise CapacityError(
-                    f"the pictures and sounds of other requests hold {_mb(self.used_bytes)} of {_mb(self.max_bytes)}, "
+                    f"the pictures and sounds of other requests hold {_mb(used_bytes)} of {_mb(self.max_bytes)}, "
                     f"and this request needs {_mb(num_bytes)}; try again in a moment",
                     retry_after_s=2,
                 )
-            self.used_bytes += num_bytes
+            self._taken_bytes += num_bytes
 
     def free(self, num_bytes: int) -> None:
         """Count so many bytes as free again."""
-        with self._lock:
-            self.used_bytes -= num_bytes
+        self._freed.append(num_bytes)
 
     def follow(self, medium: object, num_bytes: int) -> None:
         """Free bytes that were taken as soon as nobody holds `medium` any more."""

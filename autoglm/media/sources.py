@@ -31,7 +31,7 @@ class MediaSources:
     """
 
     def __init__(self, limits: MediaLimits, *, remote: RemoteMedia | None = None, folder: Path | None = None) -> None:
-        self._limits = limits
+        self.limits = limits
         self._remote = remote
         self._folder = None if folder is None else os.path.realpath(folder)
         if self._folder is not None and not os.path.isdir(self._folder):
@@ -42,15 +42,15 @@ class MediaSources:
 
         Raises RequestError naming the part: too many or too large, not base64, an address that is not allowed.
         """
-        check_counts(parts, self._limits)
+        check_counts(parts, self.limits)
         files: list[bytes] = []
-        left = self._limits.max_total_bytes
+        left = self.limits.max_total_bytes
         for part in parts:
-            most = self._limits.max_picture_bytes if part.kind == "picture" else self._limits.max_sound_bytes
+            most = self.limits.max_picture_bytes if part.kind == "picture" else self.limits.max_sound_bytes
             data = await self._read_one(part, most)
             left -= len(data)
             if left < 0:
-                raise too_large(part.param, self._limits.max_total_bytes, "all media together are")
+                raise too_large(part.param, self.limits.max_total_bytes, "all media together are")
             files.append(data)
         return files
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 
 from autoglm.formats.gguf import GGUFFile
-from autoglm.formats.quant_types import BLOCK, GGMLType
-from autoglm.kernels import KvCache
+from autoglm.formats.quant_types import BLOCK, FLOAT_TYPES
+from autoglm.kernels import KvCache, Program
 from autoglm.media import glm4v_pixels
 from autoglm.media.log_mel import HOP, SAMPLE_RATE_HZ
 from autoglm.model.encoder import KEYS_IN_A_BLOCK
@@ -68,6 +68,8 @@ def _glm4v(gguf: GGUFFile, max_pixels: int) -> int:
     merger += _activation(gguf, text, "mm.", "model.fc") + _activation(gguf, text, "mm.", "gate", "up")
     merger += _activation(gguf, config.merger_size, "mm.", "down")
     keys = _keys(patches, config.num_heads, config.head_dim)
+    if _quantized_attention(gguf):
+        keys = Program.full_attention_bytes(patches, config.num_heads, config.head_dim)
     return patches * arrays + max(patches * tower + keys, -(-patches // 4) * merger)
 
 
@@ -127,6 +129,10 @@ def _convolution(places: float, places_before: float, before: int, after: int) -
     return _FLOAT * (2 * places_before * before + places * (2 * 9 * before + 3 * after))
 
 
+def _quantized_attention(gguf: GGUFFile) -> bool:
+    return any(t.type not in FLOAT_TYPES for name, t in gguf.tensors.items() if name.startswith("v.blk.0.attn_q"))
+
+
 def _keys(num_rows: int, num_heads: int, head_dim: int) -> int:
     return -(-num_rows // KEYS_IN_A_BLOCK) * KvCache.block_bytes(num_heads, head_dim, "f32", "f32")
 
@@ -141,7 +147,7 @@ def _activation(gguf: GGUFFile, width: int, prefix: str, *parts: str) -> int:
     names = tuple(f"{part}.weight" for part in parts) or (f"{prefix}.weight",)
     readers = (t for name, t in gguf.tensors.items() if name.startswith(prefix) and name.endswith(names))
     types = {tensor.type for tensor in readers}
-    per_block = {1 if type in (GGMLType.F32, GGMLType.F16, GGMLType.BF16) else BLOCK[type][0] for type in types}
+    per_block = {1 if type in FLOAT_TYPES else BLOCK[type][0] for type in types}
     return sum(
         _FLOAT * -(-width // 16) * 16 if block == 1 else -(-width // _CHUNK) * (_CHUNK + _CHUNK_META_BYTES)
         for block in per_block

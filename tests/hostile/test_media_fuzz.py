@@ -25,8 +25,6 @@ from tests.media.mutations import picture_seeds, sound_seeds
 from tests.media.parts import audio_url, image_url
 
 CONCURRENCY = 4
-# For media while they are decoded, two at a time, none of them over 33 million pixels.
-DECODING_BYTES = 512 << 20
 
 
 def check(response: httpx.Response) -> str:
@@ -77,11 +75,11 @@ async def attack(server: ServerProcess, count: int) -> Outcome:
 
 
 def budget_bytes(server: ServerProcess) -> float:
-    """What the server may come to: weights, KV cache and work as its log said, and media in decoding."""
-    [line] = [line for line in server.lines if line.startswith("INFO: Memory: ")]
-    sizes = re.findall(r"(?:weights|KV cache|work) ([\d.]+) MB", line)
-    assert len(sizes) == 3
-    return sum(float(size) * 1e6 for size in sizes) + DECODING_BYTES
+    """What the server may come to, as its log said."""
+    [total] = [line for line in server.lines if line.startswith("INFO: Memory: all together")]
+    match = re.search(r"([\d.]+) GB ", total)
+    assert match
+    return float(match[1]) * 1e9
 
 
 async def test_damaged_media_are_answered_or_refused() -> None:

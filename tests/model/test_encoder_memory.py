@@ -64,6 +64,9 @@ def test_rows_of_programs_and_keys_are_counted_as_they_lie() -> None:
     for width in (588, 64, 192, 1):
         program.buffer(width)
     assert program.nbytes == 100 * encoder_memory._buffers(588, 64, 192, 1)
+    program = Program(Runtime(1), 100)
+    program.set_full_attention(3, 48, False, (0, 12, 12), 48, np.ones(24, np.float32))
+    assert program.nbytes == Program.full_attention_bytes(100, 3, 48)
     for rows in (15, 16, 17):
         assert encoder_memory._keys(rows, 4, 32) == encoder.key_value_room(rows, 4, 32).nbytes
 
