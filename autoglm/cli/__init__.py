@@ -438,11 +438,15 @@ def _eval(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[NAME=]PATH...", help="Text GGUF (its mmproj beside it), checkpoint, or a finished stage's folder."
+            metavar="[NAME=]PATH|URL...",
+            help="Text GGUF (its mmproj beside it), checkpoint, a finished stage's folder, or a server's URL.",
         ),
     ] = None,
     mmproj: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The GGUF's mmproj. Default: the mmproj-*.gguf beside it.")
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(metavar="KEY", envvar="AUTOGLM_API_KEY", show_envvar=True, help="Key of the servers.")
     ] = None,
     examples: Annotated[
         int | None, typer.Option("-n", "--examples", min=1, help="At most this many of each task. Default: all.")
@@ -452,6 +456,9 @@ def _eval(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Which examples of the held-out world.")] = 0,
     blank: Annotated[bool, typer.Option("--blank", help="Show grey screens: what is left was heard.")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Count the answers that equal the first model's, and list the others.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the table for a model card.")] = False,
 ) -> None:
@@ -465,10 +472,12 @@ def _eval(
         evaluating.EvalOptions(
             models=tuple(models or ()),
             mmproj=mmproj,
+            api_key=api_key,
             examples=examples,
             tasks=tuple(task or ()),
             seed=seed,
             blank=blank,
+            compare=compare,
             as_json=as_json,
             as_markdown=as_markdown,
         )

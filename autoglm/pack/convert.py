@@ -196,7 +196,8 @@ def _write_tensors(job: _Job, part: PartFile, runtime: Runtime, report: Progress
             done += math.prod(entry.shape[:-1]) * row_bytes(type_, entry.shape[-1])
             continue
         for _, values in job.pieces(entry):
-            data = _stored(values, type_, runtime, job.tensors[entry.source])
+            source = job.tensors[entry.source]
+            data = stored_bytes(values, type_, runtime, f"{source.path}: tensor {source.name}")
             part.write(position, data)
             position += data.nbytes
             done += data.nbytes
@@ -204,16 +205,19 @@ def _write_tensors(job: _Job, part: PartFile, runtime: Runtime, report: Progress
         part.finish_piece(entry.name)
 
 
-def _stored(values: Vector, type_: GGMLType, runtime: Runtime, source: SafeTensor) -> NDArray[np.uint8]:
-    """Rows f32 [rows, ...] as the bytes of the file."""
+def stored_bytes(values: Vector, type_: GGMLType, runtime: Runtime, where: str) -> NDArray[np.uint8]:
+    """Rows f32 [rows, ...] as the bytes of the file; where: the file and tensor they are from, for errors.
+
+    Raises FormatError for values that are not finite, or too large for F16.
+    """
     top = float(np.abs(values).max())
     if not math.isfinite(top):
-        raise FormatError(f"{source.path}: tensor {source.name} holds NaN or infinity; fetch the file again")
+        raise FormatError(f"{where} holds NaN or infinity; fetch the file again")
     if type_ == GGMLType.F32:
         return values.reshape(-1).view(np.uint8)
     if type_ == GGMLType.F16:
         if top > _MAX_HALF:
-            raise FormatError(f"{source.path}: tensor {source.name} holds {top:.3g}, too large for F16; take type f32")
+            raise FormatError(f"{where} holds {top:.3g}, too large for F16; take type f32")
         return values.astype(np.float16).reshape(-1).view(np.uint8)
     return quantize(runtime, values, int(type_))
 

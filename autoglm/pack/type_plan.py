@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
 
 from autoglm.formats.quant_types import BLOCK, GGMLType
+from autoglm.formats.tensor_names import torch_name
 
 
 class FileType(IntEnum):
@@ -73,6 +75,20 @@ def community_type(
     if shape[1] % BLOCK[wanted][0]:
         wanted = _FALLBACK.get(wanted, wanted)
     return wanted if shape[1] % BLOCK[wanted][0] == 0 else GGMLType.F16
+
+
+def gcmf_type(name: str, shape: tuple[int, ...], file_type: FileType) -> GGMLType:
+    """The type of a tensor of our own mmproj in a file of file_type; name and shape are the GGUF's.
+
+    What `weight_type` leaves in F32 or F16 is left so in any file but one of F32.
+    """
+    parameter = torch_name(name)
+    if parameter == "vision.patch_embed.weight":
+        shape = (shape[0], math.prod(shape[1:]))
+    planned = weight_type(parameter, shape, 0)
+    if GGMLType.F32 in (planned, file_type):
+        return GGMLType.F32
+    return GGMLType.F16 if GGMLType.F16 in (planned, file_type) else planned
 
 
 def _q4_k_m_type(name: str, num_layers: int, *, is_tied: bool) -> GGMLType:

@@ -123,6 +123,20 @@ def patch_targets(
     return found.reshape(-1), offset.reshape(-1, 2), place.reshape(-1, 2)
 
 
+def draw_utterance(
+    text: str, language: Language, split: Split, rng: np.random.Generator, *, snr: float | None = None
+) -> tuple[NDArray[np.float32], float]:
+    """One utterance by a drawn voice, distorted: f32 [num_samples] at 16 kHz, and its signal-to-noise ratio in dB.
+
+    snr  the ratio to use; None draws it
+    """
+    drawn = CLEAN_SNR if rng.random() < CLEAN_SHARE else float(rng.uniform(*SNR_RANGE[split]))
+    snr = drawn if snr is None else snr
+    is_clean = snr >= CLEAN_SNR
+    wave = say(text, language, split, rng)
+    return distort(wave, rng, snr_db=None if is_clean else snr, clean=is_clean), snr
+
+
 @dataclass(frozen=True)
 class Sizes:
     """How much one micro-batch of each kind holds."""
@@ -203,13 +217,9 @@ class BatchMaker(Dataset[list[Batch]]):
         return encoder_pixels(screen.image, max_pixels=self.config.vision.max_pixels)
 
     def sound(self, text: str, language: Language, rng: np.random.Generator) -> tuple[NDArray[np.float32], float]:
-        """One utterance by a drawn voice, distorted: log-mel [frames, 80] and its signal-to-noise ratio in dB."""
-        snr = CLEAN_SNR if rng.random() < CLEAN_SHARE else float(rng.uniform(*SNR_RANGE[self.split]))
-        if self.snr is not None:
-            snr = self.snr
-        is_clean = snr >= CLEAN_SNR
-        wave = say(text, language, self.split, rng)
-        mel = log_mel(distort(wave, rng, snr_db=None if is_clean else snr, clean=is_clean))
+        """One utterance as log-mel [frames, 80] and its signal-to-noise ratio in dB, see `draw_utterance`."""
+        wave, snr = draw_utterance(text, language, self.split, rng, snr=self.snr)
+        mel = log_mel(wave)
         return (augment(mel, rng) if self.split == "train" else mel), snr
 
     def batch(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,8 +67,7 @@ def replier(
     def generate(examples: list[Example]) -> list[str]:
         nonlocal num_calls
         replies = [""] * len(examples)
-        for number, group in enumerate(_groups(examples, batch_size)):
-            rng = rng_for(split, "replies", seed, num_calls, number)
+        for group, rng in heard_groups(examples, num_calls, split=split, seed=seed, batch_size=batch_size):
             batch = maker.batch("typed", [examples[index] for index in group], rng, with_answer=False)
             written = model.generate(batch.inputs.to(device), MAX_REPLY_TOKENS, stop)
             for index, ids in zip(group, written, strict=True):
@@ -78,12 +78,19 @@ def replier(
     return generate
 
 
-def _groups(examples: list[Example], batch_size: int) -> list[list[int]]:
-    """Indices of examples that fit one batch: pictures of one size, or none."""
+def heard_groups(
+    examples: Sequence[Example], call: int, *, split: Split = "test", seed: int = 0, batch_size: int = 20
+) -> Iterator[tuple[list[int], np.random.Generator]]:
+    """Indices of examples that fit one batch (pictures of one size, or none), each with what draws its sounds.
+
+    call  how often examples were asked before; whoever asks the same ones in the same order hears the same
+    """
     by_size: dict[tuple[int, int] | None, list[int]] = {}
     for index, example in enumerate(examples):
         by_size.setdefault(None if example.screen is None else example.screen.image.size, []).append(index)
-    return [group[at : at + batch_size] for group in by_size.values() for at in range(0, len(group), batch_size)]
+    groups = [group[at : at + batch_size] for group in by_size.values() for at in range(0, len(group), batch_size)]
+    for number, group in enumerate(groups):
+        yield group, rng_for(split, "replies", seed, call, number)
 
 
 def _mmproj_beside(path: Path) -> Path:

@@ -1,0 +1,106 @@
+"""Held-out examples asked of a server over the OpenAI API: pictures as PNG, sounds as wav, a few requests at once.
+
+A server hears what `train.inference.replier` lets a PyTorch model hear when both are asked the same examples in the
+same order, to the last sample: the wav holds floats.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+from PIL import Image
+
+from autoglm.cli.client import Server, ServerError, raise_for_error
+from autoglm.media.log_mel import SAMPLE_RATE_HZ
+from autoglm.train.dataset import draw_utterance
+from autoglm.train.evaluate import Generate
+from autoglm.train.inference import MAX_REPLY_TOKENS, heard_groups
+from autoglm.train.world.split import Split
+from autoglm.train.world.tasks import Example
+
+# Enough that the server decodes in batches; few enough that none has to wait in its line.
+_AT_ONCE = 4
+
+
+def served_replier(server: Server, *, split: Split = "test", seed: int = 0) -> Generate:
+    """A function from examples to the server's greedy replies, in order: evaluate's `generate`.
+
+    Raises ServerError when a request is refused or the server goes away.
+    """
+    num_calls = 0
+
+    def generate(examples: list[Example]) -> list[str]:
+        nonlocal num_calls
+        contents: list[list[dict[str, Any]]] = [[] for _ in examples]
+        for group, rng in heard_groups(examples, num_calls, split=split, seed=seed):
+            for index in group:
+                example = examples[index]
+                wave = None
+                if example.spoken is not None:
+                    wave, _ = draw_utterance(example.spoken, example.language, split, rng)
+                contents[index] = content_of(example, wave)
+        num_calls += 1
+        return ask_all(server, contents)
+
+    return generate
+
+
+def ask_all(server: Server, contents: Sequence[list[dict[str, Any]]]) -> list[str]:
+    """Greedy replies to user turns of these content parts, in order."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(lambda content: _ask(server, content), contents))
+
+
+def content_of(example: Example, wave: NDArray[np.float32] | None) -> list[dict[str, Any]]:
+    """The user turn of an example as content parts, in the order of training: picture, sound, words.
+
+    wave  f32 [num_samples] at 16 kHz, what is heard; None without sound
+    """
+    parts: list[dict[str, Any]] = []
+    if example.screen is not None:
+        parts.append({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_png(example.screen.image)}"}})
+    if wave is not None:
+        parts.append({"type": "input_audio", "input_audio": {"data": _wav(wave), "format": "wav"}})
+    if example.typed:
+        parts.append({"type": "text", "text": example.typed})
+    return parts
+
+
+def _ask(server: Server, content: list[dict[str, Any]]) -> str:
+    body = {
+        "model": server.model,
+        "messages": [{"role": "user", "content": content}],
+        "temperature": 0,
+        "max_tokens": MAX_REPLY_TOKENS,
+    }
+    try:
+        reply = server.client.post("chat/completions", json=body)
+        raise_for_error(reply)
+        message = reply.json()["choices"][0]["message"]
+        written, thought = str(message.get("content") or ""), message.get("reasoning_content")
+    except httpx.HTTPError as error:
+        raise ServerError(f"the server stopped answering ({type(error).__name__}); mend: see its log") from None
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        raise ServerError("the server's reply holds no message; is it OpenAI-compatible?") from None
+    # A server that takes replies apart gives the two halves without the tags they stood in.
+    return written if thought is None else f"<think>{thought}</think>\n<answer>{written}</answer>"
+
+
+def _png(image: Image.Image) -> str:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _wav(wave: NDArray[np.float32]) -> str:
+    file = io.BytesIO()
+    soundfile.write(file, wave, SAMPLE_RATE_HZ, format="WAV", subtype="FLOAT")
+    return base64.b64encode(file.getvalue()).decode()
