@@ -137,6 +137,9 @@ def _serve(
     kv_blocks: KvBlocks = None,
     kv_memory: KvMemory = None,
     no_prefix_cache: Annotated[bool, typer.Option("--no-prefix-cache", help="Compute every prompt anew.")] = False,
+    skip_self_check: Annotated[
+        bool, typer.Option("--skip-self-check", help="Serve even a model that misses the known tap of its click card.")
+    ] = False,
     log_level: LogLevel = "info",
 ) -> None:
     """Serve a model over the OpenAI API."""
@@ -173,6 +176,7 @@ def _serve(
             allowed_origins=tuple(allowed_origin or ()),
             allowed_hosts=tuple(allowed_host or ()),
             actions=actions,
+            self_check=not skip_self_check,
         ),
     )
 
@@ -459,6 +463,16 @@ def _eval(
     compare: Annotated[
         bool, typer.Option("--compare", help="Count the answers that equal the first model's, and list the others.")
     ] = False,
+    card: Annotated[
+        bool, typer.Option("--card", help="Write a click card beside the model: its taps against a float reference's.")
+    ] = False,
+    reference: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With --card: the float text GGUF. Default: the model's own weights in F32."),
+    ] = None,
+    every_type: Annotated[
+        bool, typer.Option("--every-type", help="With --card: measure the weights in every other type, too.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the table for a model card.")] = False,
 ) -> None:
@@ -478,6 +492,9 @@ def _eval(
             seed=seed,
             blank=blank,
             compare=compare,
+            card=card,
+            reference=reference,
+            every_type=every_type,
             as_json=as_json,
             as_markdown=as_markdown,
         )

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.table import Table
 
+from autoglm.cli.click_card import CardOptions, make_card
 from autoglm.cli.client import connect
 from autoglm.cli.console import CountBar, parameter_count, printable
 from autoglm.cli.served import served_replier
@@ -38,6 +40,9 @@ class EvalOptions:
     seed: int = 0
     blank: bool = False
     compare: bool = False
+    card: bool = False
+    reference: Path | None = None
+    every_type: bool = False
     as_json: bool = False
     as_markdown: bool = False
 
@@ -49,6 +54,11 @@ def run_evaluation(options: EvalOptions) -> None:
     """
     if options.as_json and options.as_markdown:
         raise ConfigError("--json and --markdown are two ways to print the same; give one of them")
+    if options.card:
+        _write_card(options)
+        return
+    if options.reference is not None or options.every_type:
+        raise ConfigError("--reference and --every-type are about a click card; add --card")
     if options.compare and len(options.models) < 2:
         raise ConfigError("--compare holds models against the first one; name at least two")
     counts = _counts(options)
@@ -78,6 +88,25 @@ def run_evaluation(options: EvalOptions) -> None:
             _print_agreement(next(iter(asked)), name, found)
 
 
+def _write_card(options: EvalOptions) -> None:
+    if len(options.models) != 1 or is_url(options.models[0]):
+        raise ConfigError("--card measures one model file: autoglm eval MODEL.gguf --card")
+    if options.tasks or options.blank or options.compare or options.as_json or options.as_markdown:
+        raise ConfigError("--card takes -n, --seed, --mmproj, --reference and --every-type; leave the other flags out")
+    path = make_card(
+        CardOptions(
+            model=model_path(options.models[0]),
+            mmproj=options.mmproj,
+            reference=options.reference,
+            every_type=options.every_type,
+            examples=options.examples,
+            seed=options.seed,
+        )
+    )
+    Console(highlight=False).print(Markdown(path.read_text(encoding="utf-8")))
+    logger.info(f"Written: '{path}'")
+
+
 def _counts(options: EvalOptions) -> dict[Task, int]:
     unknown = [name for name in options.tasks if name not in COUNTS]
     if unknown:
@@ -103,7 +132,7 @@ def _load(options: EvalOptions, open_servers: ExitStack) -> dict[str, Generate]:
         name, what = _named(model)
         if name in found:
             raise ConfigError(f"two models are called {name!r}; name them: first={what} second=...")
-        if _is_url(what):
+        if is_url(what):
             server = open_servers.enter_context(connect(what, options.api_key))
             found[name] = served_replier(server, seed=options.seed)
         else:
@@ -116,13 +145,13 @@ def _load(options: EvalOptions, open_servers: ExitStack) -> dict[str, Generate]:
 def _named(model: str) -> tuple[str, str]:
     """NAME=WHAT -> both; without a name a file is called by its own, a server by its address."""
     name, separator, what = model.partition("=")
-    if not separator or _is_url(name):
+    if not separator or is_url(name):
         what = model
-        name = what.partition("://")[2].partition("/")[0] if _is_url(what) else Path(what).resolve().name
+        name = what.partition("://")[2].partition("/")[0] if is_url(what) else Path(what).resolve().name
     return name, what
 
 
-def _is_url(text: str) -> bool:
+def is_url(text: str) -> bool:
     return text.startswith(("http://", "https://"))
 
 

@@ -18,6 +18,7 @@ from autoglm.cli.loading import (
     open_door,
     served_names,
 )
+from autoglm.cli.self_check import check_taps
 from autoglm.deploy import preflight
 from autoglm.errors import ConfigError
 from autoglm.media.limits import MediaLimits
@@ -45,6 +46,7 @@ class ServeOptions:
     allowed_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     actions: bool = False
+    self_check: bool = True
 
 
 def serve(model: ModelOptions, options: ServeOptions) -> None:
@@ -61,6 +63,8 @@ def serve(model: ModelOptions, options: ServeOptions) -> None:
             options_for_media = replace(model, max_pixels=options.max_pixels)
             loaded = load_model(find_model(model, bars.report), options_for_media, bars.report)
         logger.info(describe(loaded))
+        if options.self_check:
+            check_taps(loaded)
         if options.api_key is None and not _is_loopback(options.host):
             logger.warning(
                 f"{options.host} is open to the network and no --api-key is set: "

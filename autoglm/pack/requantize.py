@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from autoglm.errors import ConfigError
+from autoglm.errors import ConfigError, FormatError
 from autoglm.formats.gguf import GGUFFile
 from autoglm.formats.quant_types import GGMLType, row_bytes
 from autoglm.kernels import Runtime, dequantize
@@ -38,10 +38,8 @@ def requantize(
     runtime, done = Runtime(num_threads), 0
     with GGUFFile.open(source) as gguf:
         types = _types(gguf, file_type)
-        metadata: dict[str, MetadataValue] = {**gguf.metadata, "general.file_type": int(file_type)}
-        architecture = str(metadata.pop("general.architecture"))
-        metadata.pop("general.alignment", None)  # the writer has one of its own
-        layout = lay_out(architecture, metadata, {name: (gguf.tensors[name].shape, types[name]) for name in types})
+        shapes = {name: (gguf.tensors[name].shape, type_) for name, type_ in types.items()}
+        layout = lay_out(gguf.get("general.architecture", str), _metadata(gguf, file_type), shapes)
         with whole_file(target) as temporary, open(temporary, "wb") as file:
             file.truncate(layout.file_bytes)
             file.write(layout.header)
@@ -55,6 +53,18 @@ def requantize(
                 gguf.release(name)
 
 
+def _metadata(gguf: GGUFFile, file_type: FileType) -> dict[str, MetadataValue]:
+    """The keys as they are, but for the file's type and what the writer sets itself."""
+    result: dict[str, MetadataValue] = {}
+    for key, value in gguf.metadata.items():
+        first = value[0] if isinstance(value, list) and value else None
+        if isinstance(first, bool) or (isinstance(value, int) and not 0 <= value < 1 << 32):
+            raise FormatError(f"{gguf.path}: metadata key {key[:80]} holds what this writer has no type for")
+        if key not in ("general.architecture", "general.alignment"):
+            result[key] = value  # type: ignore[assignment]  # no array of bools
+    return {**result, "general.file_type": int(file_type)}
+
+
 def _types(gguf: GGUFFile, file_type: FileType) -> dict[str, GGMLType]:
     shapes = {name: info.shape for name, info in gguf.tensors.items()}
     architecture = gguf.get("general.architecture", str)
@@ -64,9 +74,7 @@ def _types(gguf: GGUFFile, file_type: FileType) -> dict[str, GGMLType]:
         return {name: gcmf_type(name, shape, file_type) for name, shape in shapes.items()}
     num_layers = gguf.get(f"{architecture}.block_count", int, 0)
     is_tied = "output.weight" not in shapes
-    return {
-        name: community_type(name, shape, file_type, num_layers, is_tied=is_tied) for name, shape in shapes.items()
-    }
+    return {name: community_type(name, shape, file_type, num_layers, is_tied=is_tied) for name, shape in shapes.items()}
 
 
 def _pieces(gguf: GGUFFile, name: str, type_: GGMLType, runtime: Runtime) -> Iterator[NDArray[np.uint8]]:
