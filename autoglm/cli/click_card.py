@@ -30,7 +30,7 @@ from autoglm.cli.console import CountBar
 from autoglm.cli.embedded import EmbeddedServer
 from autoglm.cli.loading import ModelOptions, find_mmproj, load_model
 from autoglm.cli.self_check import card_path
-from autoglm.cli.served import ask_all, content_of
+from autoglm.cli.served import ask_all, content_of, png
 from autoglm.deploy.machine import usable_cores
 from autoglm.errors import ConfigError, FormatError
 from autoglm.pack.requantize import requantize
@@ -38,12 +38,15 @@ from autoglm.pack.type_plan import FileType
 from autoglm.train.evaluate import COUNTS, Rate, evaluation_examples, score, split_reply, to_json
 from autoglm.train.report import sha256_of, write_text
 from autoglm.train.world.tasks import Example, centre
+from autoglm.whole_file import whole_file
 
 logger = logging.getLogger("autoglm.cli")
 
 # Prompt, thought and action of one held-out instruction fit several times over.
 _CTX_SIZE = 2048
 _CHUNK = 40
+# Thousandths between a known tap and the edge of its box: rounding moves a tap by one or two.
+_WIDE_MARGIN = 25
 # The pairs that are written with every_type: the text file's type and the mmproj's.
 _TYPES = (
     (FileType.F16, FileType.F16),
@@ -122,7 +125,8 @@ def make_card(options: CardOptions) -> Path:
     path = card_path(options.model)
     example, box = known
     assert example.screen is not None
-    example.screen.image.save(path.with_suffix(".png"), optimize=True)
+    with whole_file(path.with_suffix(".png")) as temporary:
+        temporary.write_bytes(png(example.screen.image))
     content = {
         "model": {file.name: sha256_of(file) for file in (model.text, model.mmproj)},
         "reference": _told(options, reference),
@@ -244,18 +248,21 @@ def _is_same(a: Action | None, b: Action | None) -> bool:
 def _known_screen(
     examples: Sequence[Example], replies: Sequence[Sequence[str]]
 ) -> tuple[Example, tuple[int, int, int, int]] | None:
-    """The example whose box all pairs hit with the widest margin to its edge, and that box in thousandths."""
-    best: tuple[float, int] | None = None
+    """A tap that all pairs make well inside its box, on the smallest picture: the example, and the box in thousandths.
+
+    Where none is well inside, the one with the widest margin; None where no box is hit by all.
+    """
+    best: tuple[tuple[float, int], Example] | None = None
     for number, example in enumerate(examples):
-        if "tap_in_box" not in example.scored:
+        taps = [action for each in replies if isinstance(action := _action(each[number]), Tap)]
+        if example.screen is None or "tap_in_box" not in example.scored or len(taps) < len(replies):
             continue
-        actions = [_action(each[number]) for each in replies]
-        taps = [action for action in actions if isinstance(action, Tap)]
         left, top, right, bottom = _box(example)
-        margin = min((min(t.x - left, right - t.x, t.y - top, bottom - t.y) for t in taps), default=-1)
-        if len(taps) == len(actions) and margin >= 0 and (best is None or margin > best[0]):
-            best = margin, number
-    return None if best is None else (examples[best[1]], _box(examples[best[1]]))
+        margin = min(min(tap.x - left, right - tap.x, tap.y - top, bottom - tap.y) for tap in taps)
+        if margin >= 0:
+            rank = min(margin, _WIDE_MARGIN), -len(png(example.screen.image))
+            best = (rank, example) if best is None or rank > best[0] else best
+    return None if best is None else (best[1], _box(best[1]))
 
 
 def _box(example: Example) -> tuple[int, int, int, int]:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.table import Table
 
 from autoglm.cli.click_card import CardOptions, make_card
@@ -103,7 +102,7 @@ def _write_card(options: EvalOptions) -> None:
             seed=options.seed,
         )
     )
-    Console(highlight=False).print(Markdown(path.read_text(encoding="utf-8")))
+    print(path.read_text(encoding="utf-8"), end="")
     logger.info(f"Written: '{path}'")
 
 

@@ -66,9 +66,10 @@ def content_of(example: Example, wave: NDArray[np.float32] | None) -> list[dict[
     """
     parts: list[dict[str, Any]] = []
     if example.screen is not None:
-        parts.append({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_png(example.screen.image)}"}})
+        url = f"data:image/png;base64,{_base64(png(example.screen.image))}"
+        parts.append({"type": "image_url", "image_url": {"url": url}})
     if wave is not None:
-        parts.append({"type": "input_audio", "input_audio": {"data": _wav(wave), "format": "wav"}})
+        parts.append({"type": "input_audio", "input_audio": {"data": _base64(_wav(wave)), "format": "wav"}})
     if example.typed:
         parts.append({"type": "text", "text": example.typed})
     return parts
@@ -94,13 +95,18 @@ def _ask(server: Server, content: list[dict[str, Any]]) -> str:
     return written if thought is None else f"<think>{thought}</think>\n<answer>{written}</answer>"
 
 
-def _png(image: Image.Image) -> str:
+def png(image: Image.Image) -> bytes:
+    """The picture as a PNG file."""
     file = io.BytesIO()
     image.save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode()
+    return file.getvalue()
 
 
-def _wav(wave: NDArray[np.float32]) -> str:
+def _wav(wave: NDArray[np.float32]) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, wave, SAMPLE_RATE_HZ, format="WAV", subtype="FLOAT")
-    return base64.b64encode(file.getvalue()).decode()
+    return file.getvalue()
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
