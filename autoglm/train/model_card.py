@@ -296,7 +296,8 @@ def _licences() -> str:
 
 def _repeat(context: RunContext, report: Report) -> str:
     train = "autoglm train --smoke" if context.preset == SMOKE else f"autoglm train {context.preset}"
-    commands = [f"sh {assets.INSTALLER}", train, f"autoglm eval {MODEL_NAME}-Q4_K_M.gguf --seed {report.seed}"]
+    evaluate = f"autoglm eval {MODEL_NAME}-Q4_K_M.gguf --seed {report.seed}"
+    commands = [f"sh {assets.INSTALLER}", train, evaluate, f"{evaluate} --card --every-type"]
     return "\n".join(["## Repeat it", "", "```sh", *commands, "```", ""])
 
 
