@@ -51,9 +51,18 @@ def server(text: Path) -> Iterator[Server]:
         yield server
 
 
-def test_the_engine_in_floats_writes_what_pytorch_writes(server: Server, text: Path, hum: None) -> None:  # noqa: F811
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """PyTorch's threads and the engine's would wait for each other on a machine of two cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread", "hum")
+def test_the_engine_in_floats_writes_what_pytorch_writes(server: Server, text: Path) -> None:
     """Screens of every shape the world draws, hummed commands, both, and sounds alone."""
-    torch.set_num_threads(2)
     twin, native = Recorder(replier(load_phone(text))), Recorder(served_replier(server))
     for generate in (twin, native):
         evaluate(generate, counts=COUNTS)
