@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import secrets
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -25,10 +24,9 @@ from pathlib import Path
 import numpy as np
 
 from autoglm.actions import Action, LongPress, Tap, parse_action
-from autoglm.cli.client import connect
+from autoglm.cli.api_client import connect
 from autoglm.cli.console import CountBar
-from autoglm.cli.embedded import EmbeddedServer
-from autoglm.cli.loading import ModelOptions, find_mmproj, load_model
+from autoglm.cli.loading import ModelOptions, find_mmproj
 from autoglm.cli.self_check import card_path
 from autoglm.cli.served import ask_all, content_of, png
 from autoglm.deploy.machine import usable_cores
@@ -179,14 +177,12 @@ def _ask(pair: Pair, examples: Sequence[Example]) -> list[str]:
     """The pair's greedy replies, from a server in this process."""
     logger.info(f"Asking {pair.name}")
     options = ModelOptions(model=str(pair.text), mmproj=pair.mmproj, ctx_size=_CTX_SIZE)
-    loaded = load_model(pair.text, options, lambda what, done, total: None)
-    key, replies = secrets.token_urlsafe(32), []
-    with EmbeddedServer(loaded, api_key=key) as embedded, connect(embedded.url, key) as server:
-        with CountBar(f"asking {pair.name}") as bar:
-            for start in range(0, len(examples), _CHUNK):
-                contents = [content_of(example, None) for example in examples[start : start + _CHUNK]]
-                replies += ask_all(server, contents)
-                bar.report(len(replies), len(examples))
+    replies: list[str] = []
+    with connect(options, None, None, media=["picture"]) as client, CountBar(f"asking {pair.name}") as bar:
+        for start in range(0, len(examples), _CHUNK):
+            contents = [content_of(example, None) for example in examples[start : start + _CHUNK]]
+            replies += ask_all(client, contents)
+            bar.report(len(replies), len(examples))
     return replies
 
 

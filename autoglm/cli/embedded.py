@@ -24,7 +24,6 @@ class EmbeddedServer:
 
     def __init__(self, loaded: LoadedModel, *, api_key: str) -> None:
         self._driver = EngineDriver(loaded.engine)
-        media = None if loaded.multimodal is None else MediaDoor(loaded.multimodal, MediaSources(MediaLimits()))
         app = create_app(
             self._driver,
             loaded.tokenizer,

@@ -12,9 +12,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from autoglm.cli.api_client import connect
 from autoglm.cli.click_card import CardOptions, make_card
-from autoglm.cli.client import connect
 from autoglm.cli.console import CountBar, parameter_count, printable
+from autoglm.cli.loading import ModelOptions
 from autoglm.cli.served import served_replier
 from autoglm.deploy.shipped import SHIPPED_MODELS
 from autoglm.errors import ConfigError
@@ -132,8 +133,8 @@ def _load(options: EvalOptions, open_servers: ExitStack) -> dict[str, Generate]:
         if name in found:
             raise ConfigError(f"two models are called {name!r}; name them: first={what} second=...")
         if is_url(what):
-            server = open_servers.enter_context(connect(what, options.api_key))
-            found[name] = served_replier(server, seed=options.seed)
+            client = open_servers.enter_context(connect(ModelOptions(), what, options.api_key))
+            found[name] = served_replier(client, seed=options.seed)
         else:
             phone = load_phone(model_path(what), mmproj=options.mmproj, device=pick_device())
             logger.info(f"{name} has {parameter_count(phone.model.num_parameters())} parameters")

@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
 from PIL import Image
 
-from autoglm.cli.client import Server, ServerError, raise_for_error
+from autoglm.cli.api_client import Answer, ApiClient
 from autoglm.media.log_mel import SAMPLE_RATE_HZ
 from autoglm.train.dataset import draw_utterance
 from autoglm.train.evaluate import Generate
@@ -30,7 +29,7 @@ from autoglm.train.world.tasks import Example
 _AT_ONCE = 4
 
 
-def served_replier(server: Server, *, split: Split = "test", seed: int = 0) -> Generate:
+def served_replier(client: ApiClient, *, split: Split = "test", seed: int = 0) -> Generate:
     """A function from examples to the server's greedy replies, in order: evaluate's `generate`.
 
     Raises ServerError when a request is refused or the server goes away.
@@ -48,15 +47,15 @@ def served_replier(server: Server, *, split: Split = "test", seed: int = 0) -> G
                     wave, _ = draw_utterance(example.spoken, example.language, split, rng)
                 contents[index] = content_of(example, wave)
         num_calls += 1
-        return ask_all(server, contents)
+        return ask_all(client, contents)
 
     return generate
 
 
-def ask_all(server: Server, contents: Sequence[list[dict[str, Any]]]) -> list[str]:
+def ask_all(client: ApiClient, contents: Sequence[list[dict[str, Any]]]) -> list[str]:
     """Greedy replies to user turns of these content parts, in order."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return list(pool.map(lambda content: _ask(server, content), contents))
+        return list(pool.map(lambda content: _ask(client, content), contents))
 
 
 def content_of(example: Example, wave: NDArray[np.float32] | None) -> list[dict[str, Any]]:
@@ -75,24 +74,15 @@ def content_of(example: Example, wave: NDArray[np.float32] | None) -> list[dict[
     return parts
 
 
-def _ask(server: Server, content: list[dict[str, Any]]) -> str:
-    body = {
-        "model": server.model,
-        "messages": [{"role": "user", "content": content}],
-        "temperature": 0,
-        "max_tokens": MAX_REPLY_TOKENS,
-    }
-    try:
-        reply = server.client.post("chat/completions", json=body)
-        raise_for_error(reply)
-        message = reply.json()["choices"][0]["message"]
-        written, thought = str(message.get("content") or ""), message.get("reasoning_content")
-    except httpx.HTTPError as error:
-        raise ServerError(f"the server stopped answering ({type(error).__name__}); mend: see its log") from None
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        raise ServerError("the server's reply holds no message; is it OpenAI-compatible?") from None
-    # A server that takes replies apart gives the two halves without the tags they stood in.
-    return written if thought is None else f"<think>{thought}</think>\n<answer>{written}</answer>"
+def _ask(client: ApiClient, content: list[dict[str, Any]]) -> str:
+    messages = [{"role": "user", "content": content}]
+    # None: the server writes the thought where the model does, so that a reply without its tags scores as one.
+    body = {"messages": messages, "temperature": 0, "max_tokens": MAX_REPLY_TOKENS, "return_reasoning": None}
+    answer = Answer()
+    for _ in client.stream(body, answer):
+        pass
+    # Another server may take the two halves apart all the same.
+    return f"<think>{answer.thought}</think>\n<answer>{answer.content}</answer>" if answer.thought else answer.content
 
 
 def png(image: Image.Image) -> bytes:

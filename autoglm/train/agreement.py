@@ -2,7 +2,7 @@
 
 Metrics, over the examples both were asked:
   same_answers   what stands between the answer tags is equal to the last character; the thought may differ
-  same_replies   thought and answer are equal to the last character
+  same_replies   thought and answer are; white space and closing tags around them may differ
 """
 
 from __future__ import annotations
@@ -62,6 +62,6 @@ def agreement(examples: Sequence[Example], first: Sequence[str], second: Sequenc
     return Agreement(
         Rate(sum(is_same), len(is_same)),
         Rate(sum(same and media for same, media in zip(is_same, has_media, strict=True)), sum(has_media)),
-        Rate(sum(a == b for a, b in zip(first, second, strict=True)), len(is_same)),
+        Rate(sum(split_reply(a) == split_reply(b) for a, b in zip(first, second, strict=True)), len(is_same)),
         tuple(differences),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -16,32 +17,34 @@ from PIL import Image
 pytest.importorskip("torch")
 
 from autoglm.cli import main  # noqa: E402
-from autoglm.cli.client import Server, ServerError  # noqa: E402
+from autoglm.cli.api_client import ApiClient, ServerError  # noqa: E402
 from autoglm.cli.evaluate import _named  # noqa: E402
 from autoglm.cli.served import content_of, served_replier  # noqa: E402
 from autoglm.train import dataset  # noqa: E402
 from autoglm.train.evaluate import evaluation_examples, split_reply  # noqa: E402
 from tests.train.conftest import hum  # noqa: E402, F401
 
+Reply = Callable[[dict[str, Any]], dict[str, Any] | str]
 
-def server(answer: Any, status: int = 200, seen: list[dict[str, Any]] | None = None) -> Server:
+
+def client(reply: Reply, status: int = 200) -> ApiClient:
+    """A server that answers each body with one delta, or with the error whose message is given."""
+
     def handle(request: httpx.Request) -> httpx.Response:
-        if seen is not None:
-            seen.append(json.loads(request.content))
-        return httpx.Response(status, json=answer)
+        delta = reply(json.loads(request.content))
+        if isinstance(delta, str):
+            return httpx.Response(status, json={"error": {"message": delta}})
+        chunk = json.dumps({"choices": [{"delta": delta, "finish_reason": "stop"}]})
+        return httpx.Response(status, text=f"data: {chunk}\n\ndata: [DONE]\n\n")
 
-    return Server(httpx.Client(base_url="http://test/v1/", transport=httpx.MockTransport(handle)), "phone")
-
-
-def message(**fields: Any) -> dict[str, Any]:
-    return {"choices": [{"message": {"role": "assistant", **fields}}]}
+    return ApiClient(httpx.Client(base_url="http://test/v1/", transport=httpx.MockTransport(handle)), "phone")
 
 
 def test_picture_sound_and_words_are_sent_whole(hum: None) -> None:  # noqa: F811
     """In the order of training, and without loss: the same pixels, the same samples."""
     (spoken,), (typed,) = (evaluation_examples(task, 1) for task in ("spoken_action", "typed_action"))
     seen: list[dict[str, Any]] = []
-    served_replier(server(message(content="x"), seen=seen))([spoken])
+    served_replier(client(lambda body: seen.append(body) or {"content": "x"}))([spoken])
     (body,) = seen
     assert (body["model"], body["temperature"], body["max_tokens"]) == ("phone", 0, 96)
     kinds = [part["type"] for part in body["messages"][0]["content"]]
@@ -59,28 +62,16 @@ def test_picture_sound_and_words_are_sent_whole(hum: None) -> None:  # noqa: F81
 
 
 def test_replies_keep_their_order_and_form() -> None:
-    def handle(request: httpx.Request) -> httpx.Response:
-        said = json.loads(request.content)["messages"][0]["content"][-1]["text"]
-        return httpx.Response(200, json=message(content=said))
-
-    echo = Server(httpx.Client(base_url="http://test/v1/", transport=httpx.MockTransport(handle)), "phone")
     examples = evaluation_examples("identity", 12)
+    echo = client(lambda body: {"content": body["messages"][0]["content"][-1]["text"]})
     assert served_replier(echo)(examples) == [example.typed for example in examples]
-    apart = served_replier(server(message(content='do(action="Back")', reasoning_content="back")))(examples[:1])
-    assert split_reply(apart[0]) == ("back", 'do(action="Back")')
+    apart = client(lambda body: {"content": 'do(action="Back")', "reasoning_content": "back"})
+    assert split_reply(served_replier(apart)(examples[:1])[0]) == ("back", 'do(action="Back")')
 
 
-@pytest.mark.parametrize(
-    ("answer", "status", "said"),
-    [
-        ({"error": {"message": "the queue is full"}}, 429, "the queue is full"),
-        ({"choices": []}, 200, "the server's reply holds no message"),
-        ([1], 200, "the server's reply holds no message"),
-    ],
-)
-def test_a_server_that_does_not_answer_is_one_sentence(answer: Any, status: int, said: str) -> None:
-    with pytest.raises(ServerError, match=said):
-        served_replier(server(answer, status))(evaluation_examples("identity", 1))
+def test_a_server_that_refuses_is_one_sentence() -> None:
+    with pytest.raises(ServerError, match="the queue is full"):
+        served_replier(client(lambda body: "the queue is full", 429))(evaluation_examples("identity", 1))
 
 
 def test_models_are_called_by_name_file_or_address() -> None:

@@ -7,7 +7,6 @@ test_nano_answers.py bounds what that changes.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,9 +14,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from autoglm.cli.client import Server, connect  # noqa: E402
-from autoglm.cli.embedded import EmbeddedServer  # noqa: E402
-from autoglm.cli.loading import ModelOptions, load_model  # noqa: E402
+from autoglm.cli.api_client import ApiClient, connect  # noqa: E402
+from autoglm.cli.loading import ModelOptions  # noqa: E402
 from autoglm.cli.served import served_replier  # noqa: E402
 from autoglm.deploy.shipped import SHIPPED_MODELS  # noqa: E402
 from autoglm.pack.requantize import requantize  # noqa: E402
@@ -42,13 +40,9 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(text: Path) -> Iterator[Server]:
-    loaded = load_model(
-        text, ModelOptions(model=str(text), takes_media=True, ctx_size=2048), lambda what, done, total: None
-    )
-    key = secrets.token_urlsafe(8)
-    with EmbeddedServer(loaded, api_key=key) as embedded, connect(embedded.url, key) as server:
-        yield server
+def client(text: Path) -> Iterator[ApiClient]:
+    with connect(ModelOptions(model=str(text), takes_media=True, ctx_size=2048), None, None) as client:
+        yield client
 
 
 @pytest.fixture
@@ -61,9 +55,9 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_thread", "hum")
-def test_the_engine_in_floats_writes_what_pytorch_writes(server: Server, text: Path) -> None:
+def test_the_engine_in_floats_writes_what_pytorch_writes(client: ApiClient, text: Path) -> None:
     """Screens of every shape the world draws, hummed commands, both, and sounds alone."""
-    twin, native = Recorder(replier(load_phone(text))), Recorder(served_replier(server))
+    twin, native = Recorder(replier(load_phone(text))), Recorder(served_replier(client))
     for generate in (twin, native):
         evaluate(generate, counts=COUNTS)
     heights = {example.screen.image.height for example in native.examples if example.screen is not None}
