@@ -127,11 +127,13 @@ def _load(options: EvalOptions, open_servers: ExitStack) -> dict[str, Generate]:
         )
     if options.mmproj is not None and len(options.models) > 1:
         raise ConfigError("--mmproj fits one text GGUF; with several models each needs its mmproj beside it")
-    found: dict[str, Generate] = {}
-    for model in options.models:
-        name, what = _named(model)
-        if name in found:
+    named: dict[str, str] = {}
+    for name, what in map(_named, options.models):
+        if name in named:
             raise ConfigError(f"two models are called {name!r}; name them: first={what} second=...")
+        named[name] = what
+    found: dict[str, Generate] = {}
+    for name, what in named.items():
         if is_url(what):
             client = open_servers.enter_context(connect(ModelOptions(), what, options.api_key))
             found[name] = served_replier(client, seed=options.seed)

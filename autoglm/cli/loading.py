@@ -25,7 +25,7 @@ from autoglm.media.limits import MediaLimits
 from autoglm.media.room import MediaRoom
 from autoglm.media.sources import MediaSources
 from autoglm.model.encoder_memory import weights_bytes as encoder_weights_bytes
-from autoglm.model.loader import read_model_config
+from autoglm.model.loader import float_bytes, read_model_config, runs_in_floats
 from autoglm.model.multimodal import Multimodal
 from autoglm.model.projector import find_media_tokens, has_audio_encoder, two_way_tokens
 from autoglm.server.media import MediaDoor
@@ -170,23 +170,29 @@ def load_model(path: Path, options: ModelOptions, report: pull.Progress) -> Load
     template = ChatTemplate.from_gguf(gguf, _template_source(options.chat_template_file))
     if mmproj is not None:
         check_markers(mmproj, model_config, tokenizer, template)
-    weights_bytes = sum(tensor.nbytes for tensor in gguf.tensors.values())
+    files = (gguf,) if mmproj is None else (gguf, mmproj)
+    in_floats = runs_in_floats(*files)
+    weights_bytes = float_bytes(gguf) if in_floats else sum(tensor.nbytes for tensor in gguf.tensors.values())
     available = available_memory_bytes()
     wanted, media = _engine_config(options, model_config), None
     if mmproj is not None:
-        weights_bytes += sum(encoder_weights_bytes(mmproj).values())
+        weights_bytes += sum(encoder_weights_bytes(mmproj, in_floats).values())
         wanted = with_media_cache(_with_room_for_media(wanted, mmproj, model_config, options), available)
         media = media_memory(mmproj, wanted, available, max_pixels=options.max_pixels, max_sound_s=options.max_sound_s)
     engine_config = fit_engine_config(model_config, weights_bytes, wanted, available, media)
     plan = memory_plan(model_config, weights_bytes, engine_config, available, media)
-    for line in memory_table(gguf, mmproj, engine_config, plan, media, MediaLimits(max_sound_s=options.max_sound_s)):
+    limits = MediaLimits(max_sound_s=options.max_sound_s)
+    for line in memory_table(gguf, mmproj, engine_config, plan, media, limits, in_floats):
         logger.info(line)
     runner = CpuModelRunner(
-        gguf, engine_config, progress=lambda tensor, done, total: report("loading weights", done, total)
+        gguf,
+        engine_config,
+        progress=lambda tensor, done, total: report("loading weights", done, total),
+        in_floats=in_floats,
     )
     multimodal = None
     if mmproj is not None:
-        multimodal = _load_multimodal(mmproj, runner, tokenizer, report)
+        multimodal = _load_multimodal(mmproj, runner, tokenizer, report, in_floats)
     engine = Engine(runner, tokenizer, engine_config)
     return LoadedModel(
         model_id,
@@ -206,7 +212,7 @@ def load_model(path: Path, options: ModelOptions, report: pull.Progress) -> Load
 
 
 def _load_multimodal(
-    mmproj: GGUFFile, runner: CpuModelRunner, tokenizer: Tokenizer, report: pull.Progress
+    mmproj: GGUFFile, runner: CpuModelRunner, tokenizer: Tokenizer, report: pull.Progress, in_floats: bool
 ) -> Multimodal:
     logger.info(f"Loading vision encoder from {mmproj.path}")
     if has_audio_encoder(mmproj):
@@ -218,6 +224,7 @@ def _load_multimodal(
         find_media_tokens(tokenizer.token_id),
         runner.token_embeddings,
         progress=lambda tensor, done, total: report("loading encoders", done, total),
+        in_floats=in_floats,
     )
     logger.info(f"Initializing MMProj projector: {mmproj.path.name}")
     return multimodal

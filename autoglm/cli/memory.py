@@ -11,6 +11,7 @@ from autoglm.formats.gguf import GGUFFile
 from autoglm.media.limits import MediaLimits
 from autoglm.media.pictures import DECODING_BYTES_PER_PIXEL
 from autoglm.model.encoder_memory import picture_bytes, sound_bytes, weights_bytes
+from autoglm.model.loader import float_bytes
 from autoglm.model.multimodal import REMEMBERED_BYTES
 from autoglm.model.projector import has_audio_encoder, pixel_budget
 
@@ -49,11 +50,13 @@ def memory_table(
     plan: MemoryPlan,
     media: MediaMemory | None,
     limits: MediaLimits,
+    in_floats: bool,
 ) -> list[str]:
     """One line a part: what it is, how much it takes, and what that depends on; the last one is the sum."""
-    parts = {"backbone": sum(tensor.nbytes for tensor in text.tensors.values())}
+    parts = {"backbone": float_bytes(text) if in_floats else sum(tensor.nbytes for tensor in text.tensors.values())}
     if mmproj is not None:
-        parts |= {f"{name} encoder": num_bytes for name, num_bytes in weights_bytes(mmproj).items() if num_bytes}
+        sums = weights_bytes(mmproj, in_floats)
+        parts |= {f"{name} encoder": num_bytes for name, num_bytes in sums.items() if num_bytes}
     # In memory weights are laid out anew; each part has its share of that.
     factor = plan.weights_bytes / max(1, sum(parts.values()))
     kind = config.cache_type_k

@@ -54,7 +54,9 @@ class CpuModelRunner:
     Raises FormatError for a file it cannot run, ConfigError for settings that do not fit.
     """
 
-    def __init__(self, gguf: GGUFFile, config: EngineConfig, *, progress: Progress | None = None) -> None:
+    def __init__(
+        self, gguf: GGUFFile, config: EngineConfig, *, progress: Progress | None = None, in_floats: bool = False
+    ) -> None:
         self.model_config: ModelConfig = read_model_config(gguf)
         model = self.model_config
         self.block_size = config.block_size
@@ -77,7 +79,7 @@ class CpuModelRunner:
             config.cache_type_v,
         )
         self.kv_bytes = self._cache.nbytes
-        reader = WeightReader(gguf, self.runtime, progress)
+        reader = WeightReader(gguf, self.runtime, progress, in_floats=in_floats)
         self._program = build_text_program(self.runtime, reader, model, self._cache, config.token_budget)
         self._gguf = gguf  # the token table is read from the map
 

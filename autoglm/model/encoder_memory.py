@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from autoglm.formats.gguf import GGUFFile
-from autoglm.formats.quant_types import BLOCK, FLOAT_TYPES
+from autoglm.formats.quant_types import BLOCK, FLOAT_TYPES, GGMLType
 from autoglm.kernels import KvCache, Program
 from autoglm.media import glm4v_pixels
 from autoglm.media.log_mel import HOP, SAMPLE_RATE_HZ
@@ -18,6 +18,7 @@ from autoglm.model.encoder import KEYS_IN_A_BLOCK
 from autoglm.model.gcmf_audio import GcmfAudioConfig, read_gcmf_audio_config
 from autoglm.model.gcmf_vision import GcmfVisionConfig, read_gcmf_vision_config
 from autoglm.model.glm4v_vision import read_glm4v_config
+from autoglm.model.loader import runs_in_floats
 from autoglm.model.projector import read_projector_type
 
 _FLOAT = 4
@@ -35,12 +36,12 @@ def picture_bytes(gguf: GGUFFile, max_pixels: int) -> int:
     return _gcmf_vision(gguf, read_gcmf_vision_config(gguf), max_pixels) + _SCRATCH_BYTES
 
 
-def weights_bytes(gguf: GGUFFile) -> dict[str, int]:
+def weights_bytes(gguf: GGUFFile, in_floats: bool = False) -> dict[str, int]:
     """Weights in memory of the parts "vision" (projector and fusion with it) and "audio"; kernels become f32."""
     sums = {"vision": 0, "audio": 0}
     for name, tensor in gguf.tensors.items():
-        is_matrix = len(tensor.shape) == 2
-        num_bytes = tensor.nbytes if is_matrix else _FLOAT * math.prod(tensor.shape)
+        is_kept = len(tensor.shape) == 2 and not in_floats
+        num_bytes = tensor.nbytes if is_kept else _FLOAT * math.prod(tensor.shape)
         sums["audio" if name.startswith(("a.", "mm.a.", "gcmf.audio.")) else "vision"] += num_bytes
     return sums
 
@@ -130,7 +131,8 @@ def _convolution(places: float, places_before: float, before: int, after: int) -
 
 
 def _quantized_attention(gguf: GGUFFile) -> bool:
-    return any(t.type not in FLOAT_TYPES for name, t in gguf.tensors.items() if name.startswith("v.blk.0.attn_q"))
+    queries = (tensor for name, tensor in gguf.tensors.items() if name.startswith("v.blk.0.attn_q"))
+    return not runs_in_floats(gguf) and any(tensor.type not in FLOAT_TYPES for tensor in queries)
 
 
 def _keys(num_rows: int, num_heads: int, head_dim: int) -> int:
@@ -146,7 +148,7 @@ def _activation(gguf: GGUFFile, width: int, prefix: str, *parts: str) -> int:
     """A row of an activation in every form that the weights which read it ask for."""
     names = tuple(f"{part}.weight" for part in parts) or (f"{prefix}.weight",)
     readers = (t for name, t in gguf.tensors.items() if name.startswith(prefix) and name.endswith(names))
-    types = {tensor.type for tensor in readers}
+    types = {GGMLType.F32} if runs_in_floats(gguf) else {tensor.type for tensor in readers}
     per_block = {1 if type in FLOAT_TYPES else BLOCK[type][0] for type in types}
     return sum(
         _FLOAT * -(-width // 16) * 16 if block == 1 else -(-width // _CHUNK) * (_CHUNK + _CHUNK_META_BYTES)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from autoglm.config import ModelConfig
 from autoglm.errors import ConfigError, FormatError
 from autoglm.formats.gguf import GGUFFile, TensorInfo
-from autoglm.formats.quant_types import GGMLType, row_bytes
+from autoglm.formats.quant_types import FLOAT_TYPES, GGMLType, row_bytes
 from autoglm.kernels import Matrix, Runtime, dequantize
 
 Vector = NDArray[np.float32]
@@ -22,6 +22,21 @@ ARCHITECTURES = ("glm4", "llama")
 # How picture and sound tokens see each other (docs/format.md); without either, "media" is "causal".
 ATTENTION_MODES = ("causal", "media")
 TOKEN_TABLE = "token_embd.weight"
+
+
+# As floats the matrices of so small a model still lie in a processor's cache: 8-bit products would be hardly quicker,
+# and their rounding changes an answer now and then (docs/performance.md).
+MAX_FLOAT_BYTES = 64 << 20
+
+
+def float_bytes(*files: GGUFFile) -> int:
+    """Bytes of all tensors of the files as f32."""
+    return sum(4 * math.prod(tensor.shape) for gguf in files for tensor in gguf.tensors.values())
+
+
+def runs_in_floats(*files: GGUFFile) -> bool:
+    """Whether the files of one model are unpacked to f32 when they are loaded."""
+    return float_bytes(*files) <= MAX_FLOAT_BYTES
 
 
 def read_model_config(gguf: GGUFFile) -> ModelConfig:
@@ -131,11 +146,17 @@ class Embedding:
 
 
 class WeightReader:
-    """Hands out the tensors of one file, each once, checking every shape; finish() proves none was left over."""
+    """Hands out the tensors of one file, each once, checking every shape; finish() proves none was left over.
 
-    def __init__(self, gguf: GGUFFile, runtime: Runtime, progress: Progress | None = None) -> None:
+    in_floats  quantized matrices are unpacked to f32, see runs_in_floats
+    """
+
+    def __init__(
+        self, gguf: GGUFFile, runtime: Runtime, progress: Progress | None = None, *, in_floats: bool = False
+    ) -> None:
         self.gguf = gguf
         self.runtime = runtime
+        self._in_floats = in_floats
         self._progress = progress or (lambda what, done, total: None)
         self._used: set[str] = set()
         self._done_bytes = 0
@@ -175,8 +196,11 @@ class WeightReader:
         data, row = self.gguf.data(name), row_bytes(info.type, cols)
         parts, start = [], 0
         for count in rows:
-            piece = data[start * row : (start + count) * row]
-            parts.append(Matrix.pack(self.runtime, piece, int(info.type), count, cols))
+            piece, stored = data[start * row : (start + count) * row], int(info.type)
+            if self._in_floats and stored not in FLOAT_TYPES:
+                values = dequantize(np.ascontiguousarray(piece).ravel(), stored, count * cols)
+                piece, stored = values.view(np.uint8), int(GGMLType.F32)
+            parts.append(Matrix.pack(self.runtime, piece, stored, count, cols))
             start += count
         self.gguf.release(name)
         self._count(name, info.nbytes)

@@ -66,7 +66,8 @@ REMEMBERED_BYTES = 64 << 20  # tokens of pictures and sounds alone, before fusio
 class Multimodal:
     """Encoders of one mmproj, joined to one backbone.
 
-    embed    rows of the backbone's token table: fusion reads the turn's words
+    embed      rows of the backbone's token table: fusion reads the turn's words
+    in_floats  weights are unpacked to f32, see loader.runs_in_floats
     Raises FormatError, in one sentence with the mend, for a file that is no mmproj or belongs to another backbone.
     """
 
@@ -79,6 +80,7 @@ class Multimodal:
         embed: Embed,
         *,
         progress: Progress | None = None,
+        in_floats: bool = False,
     ) -> None:
         self.kind = check_projector(gguf, backbone)
         check_tokens(gguf, backbone, tokens)
@@ -87,7 +89,7 @@ class Multimodal:
         self._memory = EmbeddingMemory[Embeddings](REMEMBERED_BYTES)
         self._gguf = gguf
         self._file = f"{gguf.path.name}:{gguf.file_bytes}".encode()
-        reader = WeightReader(gguf, runtime, progress)
+        reader = WeightReader(gguf, runtime, progress, in_floats=in_floats)
         self._audio: GcmfAudio | None = None
         self._glm4v: Glm4vVision | None = None
         if self.kind == "glm4v":

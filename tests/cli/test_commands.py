@@ -53,7 +53,7 @@ def test_serve_has_llama_servers_names(capfd: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize("flags, expected", [([], False), (["--actions"], True)])
 def test_serve_actions_reaches_the_server(monkeypatch: pytest.MonkeyPatch, flags: list[str], expected: bool) -> None:
     seen: list[ServerSettings] = []
-    for name in ("find_model", "load_model", "describe", "EngineDriver", "run_server"):
+    for name in ("find_model", "load_model", "describe", "check_taps", "EngineDriver", "run_server"):
         monkeypatch.setattr(serving, name, MagicMock())
     monkeypatch.setattr(serving, "create_app", lambda *_, settings, **__: seen.append(settings))
     assert cli.main(["serve", "--port", "0", *flags]) == 0
