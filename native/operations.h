@@ -21,8 +21,10 @@ struct Program::Op {
   virtual const char* name() const = 0;
   // Independent pieces of work in a step: rows, unless an operation counts otherwise.
   virtual int count(const Step& step) const { return logits ? step.num_logits : step.num_tokens; }
-  // How many of them a step that is run in slices does between two looks at the clock.
+  // How many of them a step that is run in slices does between two looks at the clock, at most and at least.
   virtual int slice(const Program&) const { return kRowBlock; }
+  virtual int least_slice(const Program& p) const { return std::min(slice(p), kRowBlock / 8); }
+  int fitted_slice = 0;  // what the time per slice has left of it; 0: not known yet
   virtual void run(Program& p, const Step& step, int begin, int end) = 0;
 };
 

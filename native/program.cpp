@@ -368,11 +368,16 @@ bool Program::advance(double seconds) {
   const bool whole = std::isinf(seconds);
   while (next_op_ < ops_.size()) {
     Op& op = *ops_[next_op_];
-    const int count = op.count(step_), end = whole ? count : std::min(count, next_row_ + op.slice(*this));
+    if (!op.fitted_slice) op.fitted_slice = op.least_slice(*this);
+    const int count = op.count(step_), end = whole ? count : std::min(count, next_row_ + op.fitted_slice);
     if (end > next_row_) {
       const auto before = Clock::now();
       op.run(*this, step_, next_row_, end);
-      if (profiling_) profile_s_[op.name()] += since(before);
+      const double took = since(before);
+      if (profiling_) profile_s_[op.name()] += took;
+      // Longer pieces read the weights less often; one that takes half of the time allowed is long enough.
+      if (took > seconds / 2) op.fitted_slice = std::max(op.least_slice(*this), op.fitted_slice / 2);
+      else if (took < seconds / 8) op.fitted_slice = std::min(op.slice(*this), op.fitted_slice * 2);
     }
     next_row_ = end;
     if (end >= count) {
