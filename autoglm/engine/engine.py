@@ -25,6 +25,7 @@ from autoglm.config import EngineConfig
 from autoglm.engine.batch import Batch, BatchBuilder
 from autoglm.engine.block_manager import BlockManager
 from autoglm.engine.encoder_queue import EncoderQueue
+from autoglm.engine.prebuild import PrebuildQueue
 from autoglm.engine.sampling import Sampler, TokenLogprob
 from autoglm.engine.scheduler import Scheduled, Scheduler
 from autoglm.engine.sequence import FinishReason, Sequence, SequenceOutput, SequenceState, TextStream
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 MAX_RETRY_AFTER_S = 300
 # How long encoding a medium may hold up those who are being served, and those who just arrive.
 ENCODE_SLICE_S, ENCODE_ALONE_S = 0.02, 0.1
+# The same for a prefix that is built ahead, and its tokens that an arriving request may cost: one KV block.
+PREBUILD_SLICE_S, PREBUILD_CHUNK = 0.02, 16
 
 
 class Runner(Protocol):
@@ -48,6 +51,10 @@ class Runner(Protocol):
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """f32 [L, vocab], valid until the next run."""
+
+    def start(self, batch: Batch) -> None: ...
+
+    def advance(self, slice_s: float) -> bool: ...
 
 
 class EngineTokenizer(Protocol):
@@ -80,6 +87,8 @@ class EngineStats:
     num_prefill_tokens_total: int
     num_generation_tokens_total: int
     num_reasoning_tokens_total: int
+    num_prebuilt_tokens_total: int  # computed ahead of any request
+    num_prebuilt_hit_tokens_total: int  # of these, found by one that came
     num_forced_tokens_total: int  # written without being sampled: a thought's close, what a grammar left no choice in
     num_steps_total: int
     num_requests_total: int
@@ -129,6 +138,7 @@ class Engine:
         self._builder = BatchBuilder(
             max_num_batched_tokens=budget, max_num_seqs=config.max_num_seqs, block_size=runner.block_size
         )
+        self._prebuilds = PrebuildQueue(runner, self.block_manager, self._builder, min(PREBUILD_CHUNK, budget))
         # Rows of the output matrix past the tokenizer's last id are padding; they stand for no text.
         self._num_known_ids = min(runner.vocab_size, getattr(tokenizer, "vocab_size", runner.vocab_size))
         self._sampler = Sampler(self._num_known_ids)
@@ -146,7 +156,15 @@ class Engine:
 
     def has_work(self) -> bool:
         """Whether step would do anything."""
-        return self.scheduler.has_work()
+        return self.scheduler.has_work() or self._prebuilds.has_work()
+
+    def prebuild(self, sequence: Sequence) -> None:
+        """Compute the full blocks of a prefix before its last token when nobody else has work; see engine/prebuild.py.
+
+        It gives no output. One that cannot fit, or comes without a prefix cache, is passed over.
+        """
+        if self.config.enable_prefix_caching and sequence.num_tokens <= self.max_sequence_tokens:
+            self._prebuilds.add(sequence)
 
     def add(self, sequence: Sequence) -> None:
         """Put a sequence in line.
@@ -192,6 +210,10 @@ class Engine:
         """Encode for a slice, run one batch; what it added to each sequence that moved on."""
         started_s = time.monotonic()
         self._encode(started_s)
+        if not self.scheduler.has_work():
+            self._prebuilds.advance(PREBUILD_SLICE_S)
+            return []
+        self._prebuilds.give_way()
         scheduled = self.scheduler.schedule()
         failed = self._end_unencodable()
         if not scheduled:
@@ -247,6 +269,8 @@ class Engine:
             num_prefill_tokens_total=counters.prefill_tokens,
             num_generation_tokens_total=counters.generation_tokens,
             num_reasoning_tokens_total=counters.reasoning_tokens,
+            num_prebuilt_tokens_total=self._prebuilds.num_tokens,
+            num_prebuilt_hit_tokens_total=manager.num_prebuilt_hits * manager.block_size,
             num_forced_tokens_total=counters.forced_tokens,
             num_steps_total=counters.steps,
             num_requests_total=counters.requests,
