@@ -36,8 +36,11 @@ logger = logging.getLogger(__name__)
 MAX_RETRY_AFTER_S = 300
 # How long encoding a medium may hold up those who are being served, and those who just arrive.
 ENCODE_SLICE_S, ENCODE_ALONE_S = 0.02, 0.1
-# The same for a prefix that is built ahead, and its tokens that an arriving request may cost: one KV block.
-PREBUILD_SLICE_S, PREBUILD_CHUNK = 0.02, 16
+# What a step in which somebody decodes may take for the prompts of others, and the tokens it may have however slow.
+PREFILL_BESIDE_S, MIN_PREFILL_ROOM = 0.1, 16
+# How long a prefix that is built ahead may hold up who arrives, and how many tokens of it are lost then. A 9B step of 16
+# tokens does 119 tokens/s, one of 32 154, of 64 183, of 256 201 (8 layers, 2 cores).
+PREBUILD_SLICE_S, PREBUILD_CHUNK = 0.02, 32
 
 
 class Runner(Protocol):
@@ -147,6 +150,7 @@ class Engine:
         self._sequences: dict[str, Sequence] = {}
         self._counters = _Counters()
         self._finished: Counter[str] = Counter()
+        self._token_s: float | None = None
         self._unencodable: list[tuple[Sequence, Exception]] = []
 
     @property
@@ -229,6 +233,7 @@ class Engine:
             return failed + self._fail_batch(scheduled, error)
         now_s = time.monotonic()
         self._counters.runner_s += now_s - run_s
+        self._note_speed(batch.token_ids.size, now_s - run_s)
         outputs = failed
         row = 0
         for item in scheduled:
@@ -353,6 +358,16 @@ class Engine:
                 sequence.scheduled_s = now_s
                 self._counters.query_tokens += sequence.num_tokens
                 self._counters.hit_tokens += sequence.num_cached_tokens
+
+    def _note_speed(self, num_tokens: int, run_s: float) -> None:
+        """Fit the prompts' room in a step beside decoding sequences to the machine: a moving mean of time per token."""
+        if num_tokens < MIN_PREFILL_ROOM:
+            return
+        if self._token_s is None:
+            self._token_s = run_s / num_tokens
+        self._token_s += 0.3 * (run_s / num_tokens - self._token_s)
+        fitted = int(PREFILL_BESIDE_S / max(self._token_s, 1e-9))
+        self.scheduler.prefill_room = min(max(MIN_PREFILL_ROOM, fitted), self.scheduler.max_num_batched_tokens)
 
     def _commit(self, item: Scheduled) -> None:
         """The step succeeded: its tokens are in the cache."""
