@@ -125,6 +125,9 @@ def _serve(
     kv_blocks: KvBlocks = None,
     kv_memory: KvMemory = None,
     no_prefix_cache: Annotated[bool, typer.Option("--no-prefix-cache", help="Compute every prompt anew.")] = False,
+    no_prebuild: Annotated[
+        bool, typer.Option("--no-prebuild", help="Leave a phone agent's known next turn alone while idle.")
+    ] = False,
     log_level: LogLevel = "info",
 ) -> None:
     """Serve a model over the OpenAI API."""
@@ -161,6 +164,7 @@ def _serve(
             allowed_origins=tuple(allowed_origin or ()),
             allowed_hosts=tuple(allowed_host or ()),
             actions=actions,
+            prebuild=not no_prebuild,
         ),
     )
 

@@ -12,7 +12,8 @@ First come, first served, with a token budget per step. In this order:
     passed over meanwhile: n answers to one prompt, or many agents with one system prompt, prefill it once.
 A sequence whose media are not encoded yet is passed over like that too, and tokens that see each other both ways are
 prefilled in one step. While others decode, prompts take only prefill_room tokens of a step, so that nobody's stream
-stands still for a long prompt; tokens that have to be whole take what they need. No more sequences run than the budget has tokens, so each of them moves on in every step.
+stands still for a long prompt; tokens that have to be whole take what they need. No more sequences run than the budget
+has tokens, so each of them moves on in every step.
 """
 
 from __future__ import annotations

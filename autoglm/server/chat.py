@@ -20,13 +20,14 @@ from autoglm.errors import EngineError, RequestError
 from autoglm.server.body import read_object, validate
 from autoglm.server.driver import OutputStream
 from autoglm.server.media import RequestMedia, check_kinds, decode, find_parts
+from autoglm.server.next_turn import next_prefix
 from autoglm.server.prompts import CLOSE_TAG, OPEN_TAG, ChatPrompt, build_chat_prompt
 from autoglm.server.replies import Tally, chat_logprobs, new_id
 from autoglm.server.sampling_fields import sampling_params
 from autoglm.server.schemas import ChatRequest
 from autoglm.server.service import Service
 from autoglm.server.sse import respond
-from autoglm.server.thinking import read_thinking
+from autoglm.server.thinking import ThinkingSetting, read_thinking
 
 
 class ChatChoice:
@@ -202,6 +203,7 @@ class ChatJob:
 
     service: Service
     request: ChatRequest
+    setting: ThinkingSetting
     model: str
     tally: Tally
     stream: OutputStream
@@ -219,6 +221,7 @@ class ChatJob:
         async for output in self.stream:
             self.tally.take(output)
             self.choices[output.request_id].push(output)
+        self._prebuild_next_turn()
         choices = [
             {
                 "index": choice.index,
@@ -246,11 +249,19 @@ class ChatJob:
                 yield {**self._chunk(choice, delta), **usage_is_null}
             if choice.finish_reason is not None:
                 num_open -= 1
+                if num_open == 0:
+                    self._prebuild_next_turn()
                 last = {"timings": self.tally.timings()} if num_open == 0 and not wants_usage else {}
                 yield {**self._chunk(choice, {}), **usage_is_null, **last}
         if wants_usage:
             body = self._envelope("chat.completion.chunk", [])
             yield {**body, "usage": self.tally.usage(), "timings": self.tally.timings()}
+
+    def _prebuild_next_turn(self) -> None:
+        """The answer is there, its client will be busy with it for a while."""
+        if len(self.choices) == 1:
+            (choice,) = self.choices.values()
+            self.service.prebuild(partial(next_prefix, self.service, self.request, self.setting, choice.content))
 
     def _envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -318,7 +329,7 @@ async def start_chat(service: Service, fields: dict[str, Any]) -> ChatJob:
         sequences.append(sequence)
         choices[sequence.request_id] = ChatChoice(index, prompt, request, service.tokenizer)
     stream = await service.submit(sequences)
-    return ChatJob(service, request, model, tally, stream, choices, reply_id, int(time.time()))
+    return ChatJob(service, request, setting, model, tally, stream, choices, reply_id, int(time.time()))
 
 
 async def chat_completions(service: Service, http: Request) -> Response:
