@@ -16,6 +16,7 @@ its GGUF form.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +26,7 @@ from autoglm.errors import FormatError
 from autoglm.formats.gguf import GGUFFile
 from autoglm.kernels import Matrix, Program, Runtime
 from autoglm.media.prompt_media import Encoding
-from autoglm.model.encoder import key_value_room, resampled, run_slices, start_whole
+from autoglm.model.encoder import beside, key_value_room, resampled, run_slices, start_whole
 from autoglm.model.layers import float_matrix
 from autoglm.model.loader import Vector, WeightReader, check_sizes
 
@@ -124,29 +125,41 @@ class Glm4vVision:
         self._gate, self._up = (reader.matrix(f"mm.{part}.weight", config.merger_size, text) for part in ("gate", "up"))
         self._down = reader.matrix("mm.down.weight", text, config.merger_size)
 
-    def encode(self, patches: NDArray[np.float32], rows: int, columns: int, slice_s: float = math.inf) -> Encoding:
-        """Patches f32 [rows * columns, 3 * size^2] in 2 x 2 block order -> a quarter as many tokens [n, text].
+    def encode(
+        self, read_patches: Callable[[], NDArray[np.float32]], rows: int, columns: int, slice_s: float = math.inf
+    ) -> Encoding:
+        """What read_patches gives, f32 [rows * columns, 3 * size^2] in 2 x 2 block order -> a quarter as many tokens
+        [n, text].
 
-        A generator: it gives way after every slice_s seconds and returns the tokens.
+        A generator: it gives way after every slice_s seconds and returns the tokens. Patches and positions of a large
+        picture are hundreds of MB and ms, so they are made beside it.
         """
-        block_order = np.arange(rows * columns).reshape(rows // _MERGE, _MERGE, columns // _MERGE, _MERGE)
-        block_order = block_order.transpose(0, 2, 1, 3).ravel()
-        positions = resampled(self._positions, rows, columns).reshape(rows * columns, -1)[block_order]
-        program, inputs, places, features = self._tower(len(patches))
-        program.view(inputs)[:] = patches
-        program.view(places)[:] = positions
-        where = np.zeros((3, len(patches)), np.int32)
-        where[1:] = np.divmod(block_order, columns)
-        start_whole(program, len(patches), where)
+        program, features = yield from beside(lambda: self._started_tower(read_patches(), rows, columns), slice_s)
         yield from run_slices(program, slice_s)
-        merged = program.view(features).reshape(len(patches) // _MERGE**2, -1)
-
-        program, inputs, tokens = self._merger(len(merged))
-        program.view(inputs)[:] = merged
-        start_whole(program, len(merged))
+        program, tokens = yield from beside(lambda: self._started_merger(program.view(features)), slice_s)
         yield from run_slices(program, slice_s)
         result: NDArray[np.float32] = program.view(tokens).copy()
         return result
+
+    def _started_tower(self, patches: NDArray[np.float32], rows: int, columns: int) -> tuple[Program, int]:
+        """The tower with its inputs in place, and the buffer of its features."""
+        block_order = np.arange(rows * columns).reshape(rows // _MERGE, _MERGE, columns // _MERGE, _MERGE)
+        block_order = block_order.transpose(0, 2, 1, 3).ravel()
+        program, inputs, places, features = self._tower(len(patches))
+        program.view(inputs)[:] = patches
+        program.view(places)[:] = resampled(self._positions, rows, columns).reshape(rows * columns, -1)[block_order]
+        where = np.zeros((3, len(patches)), np.int32)
+        where[1:] = np.divmod(block_order, columns)
+        start_whole(program, len(patches), where)
+        return program, features
+
+    def _started_merger(self, features: NDArray[np.float32]) -> tuple[Program, int]:
+        """The merger with the tower's features in place, and the buffer of its tokens."""
+        blocks = features.reshape(len(features) // _MERGE**2, -1)
+        program, inputs, tokens = self._merger(len(blocks))
+        program.view(inputs)[:] = blocks
+        start_whole(program, len(blocks))
+        return program, tokens
 
     def _tower(self, num_patches: int) -> tuple[Program, int, int, int]:
         """The 24 blocks for one size of picture; the buffers of patches, of positions and of features."""
