@@ -19,7 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from served import RecordedRunner, about_the_run, content_of, load, screen, served, stream, write_results
+from served import RecordedRunner, about_the_run, load, screen, served, write_results
+from stream_client import content_of, stream
 
 from autoglm.server.driver import EngineDriver
 
@@ -89,7 +90,7 @@ def play(name: str, trace: dict[str, Any], pause_s: float, threads: int) -> dict
     driver = EngineDriver(loaded.engine)
     with served(loaded, driver, prebuild=True) as on, served(loaded, driver, prebuild=False) as off:
         sessions = [Session("on", on, trace, FIELDS[name]), Session("off", off, trace, FIELDS[name])]
-        for start in range(0, len(trace["steps"]), STEPS_IN_TURN):
+        for _ in range(0, len(trace["steps"]), STEPS_IN_TURN):
             for session in sessions:
                 for _ in range(STEPS_IN_TURN):
                     session.step(recorded, loaded.tokenizer, 1000 if session.name == "on" else 2000)

@@ -1,4 +1,4 @@
-"""Models served on a loopback port inside the benchmark's own process, screens to send, and a client that takes times.
+"""Models served on a loopback port inside the benchmark's own process, and screens to send.
 
     nano    the shipped pair
     glm4v   random weights in the 9B's layer shapes: 8 text layers (glm4_file.py), 2 tower layers (glm4v_mmproj.py)
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import http.client
 import io
 import json
 import os
@@ -112,31 +111,8 @@ def served(loaded: LoadedModel, driver: EngineDriver, **settings: Any) -> Iterat
         sock.close()
 
 
-def stream(port: int, body: dict[str, Any], stop: threading.Event | None = None) -> Iterator[tuple[float, dict]]:
-    """Send a streamed chat request; (perf_counter, chunk) as they come in. stop: leave when it is set."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1800)
-    connection.request(
-        "POST", "/v1/chat/completions", json.dumps({**body, "stream": True}), {"Content-Type": "application/json"}
-    )
-    reply = connection.getresponse()
-    if reply.status != 200:
-        raise SystemExit(f"the server answered {reply.status}: {reply.read()[:300]!r}")
-    try:
-        for line in reply:
-            if stop is not None and stop.is_set():
-                return
-            if line.startswith(b"data: {"):
-                yield time.perf_counter(), json.loads(line[6:])
-    finally:
-        connection.close()
-
-
-def content_of(chunk: dict[str, Any]) -> str:
-    return "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
-
-
 def screen(number: int, size: tuple[int, int] = SCREEN) -> dict[str, Any]:
-    """A phone-like screen as an image_url part: a bar, rows of text and icons, a photo; other pixels for each number."""
+    """A phone-like screen as an image_url part: a bar, rows of icons and text, a photo; its own for each number."""
     rng = np.random.default_rng(number)
     width, height = size
     image = Image.new("RGB", size, (244, 245, 248))
@@ -146,7 +122,8 @@ def screen(number: int, size: tuple[int, int] = SCREEN) -> dict[str, Any]:
     for row in range(10):
         top = height // 8 + row * height // 14
         draw.ellipse((40, top, 140, top + 100), fill=tuple(int(v) for v in rng.integers(0, 255, 3)))
-        draw.text((180, top + 20), "".join(chr(97 + i) for i in rng.integers(0, 26, 24)), fill=(30, 30, 34), font_size=40)
+        label = "".join(chr(97 + i) for i in rng.integers(0, 26, 24))
+        draw.text((180, top + 20), label, fill=(30, 30, 34), font_size=40)
     photo = Image.fromarray(rng.integers(0, 255, (12, 16, 3), np.uint8)).resize((width - 80, height // 10))
     image.paste(photo, (40, height - height // 8))
     file = io.BytesIO()

@@ -32,6 +32,8 @@ from autoglm.model.loader import Vector, WeightReader, check_sizes
 
 _MERGE = 2
 _ROPE_THETA = 10000.0
+# A look at the clock comes every 512 rows, and so many of the merger's take 0.3 s: it is given few rows at a time.
+_MERGED_AT_ONCE = 32
 _MERGER_NORM_EPS = 1e-5  # of torch's LayerNorm; the file has a key for the RMS norms only
 
 
@@ -136,10 +138,7 @@ class Glm4vVision:
         """
         program, features = yield from beside(lambda: self._started_tower(read_patches(), rows, columns), slice_s)
         yield from run_slices(program, slice_s)
-        program, tokens = yield from beside(lambda: self._started_merger(program.view(features)), slice_s)
-        yield from run_slices(program, slice_s)
-        result: NDArray[np.float32] = program.view(tokens).copy()
-        return result
+        return (yield from self._merge(program.view(features), slice_s))
 
     def _started_tower(self, patches: NDArray[np.float32], rows: int, columns: int) -> tuple[Program, int]:
         """The tower with its inputs in place, and the buffer of its features."""
@@ -153,13 +152,20 @@ class Glm4vVision:
         start_whole(program, len(patches), where)
         return program, features
 
-    def _started_merger(self, features: NDArray[np.float32]) -> tuple[Program, int]:
-        """The merger with the tower's features in place, and the buffer of its tokens."""
+    def _merge(self, features: NDArray[np.float32], slice_s: float) -> Encoding:
+        """Features [n * 4, width] -> tokens [n, text]."""
         blocks = features.reshape(len(features) // _MERGE**2, -1)
-        program, inputs, tokens = self._merger(len(blocks))
-        program.view(inputs)[:] = blocks
-        start_whole(program, len(blocks))
-        return program, tokens
+        result = np.empty((len(blocks), self.config.text_size), np.float32)
+        most = len(blocks) if math.isinf(slice_s) else min(len(blocks), _MERGED_AT_ONCE)
+        program, inputs, tokens = self._merger(most)
+        for start in range(0, len(blocks), most):
+            count = min(most, len(blocks) - start)
+            program.view(inputs)[:count] = blocks[start : start + count]
+            start_whole(program, count)
+            yield from run_slices(program, slice_s)
+            result[start : start + count] = program.view(tokens)[:count]
+            yield
+        return result
 
     def _tower(self, num_patches: int) -> tuple[Program, int, int, int]:
         """The 24 blocks for one size of picture; the buffers of patches, of positions and of features."""
