@@ -37,8 +37,9 @@ MAX_RETRY_AFTER_S = 300
 # How long encoding a medium may hold up those who are being served, and those who just arrive. Where a decode step is
 # long it takes half of one more: the 9B's takes 0.3 s, and a picture would take fifteen times its own time beside it.
 ENCODE_SLICE_S, ENCODE_ALONE_S = 0.02, 0.1
-# What a step in which somebody decodes may take for the prompts of others, and the tokens it may have however slow.
-PREFILL_BESIDE_S, MIN_PREFILL_ROOM = 0.1, 16
+# What a step in which somebody decodes may take for the prompts of others, the tokens it may have however slow, and
+# those it may have before the machine's speed is known.
+PREFILL_BESIDE_S, MIN_PREFILL_ROOM, FIRST_PREFILL_ROOM = 0.1, 16, 64
 # How long a prefix that is built ahead may hold up who arrives, and how many tokens of it are lost then. Steps of 16,
 # 32, 64 and 256 tokens do 119, 154, 183 and 201 tokens/s (8 layers of the 9B's, 2 cores).
 PREBUILD_SLICE_S, PREBUILD_CHUNK = 0.02, 32
@@ -139,6 +140,7 @@ class Engine:
             max_num_batched_tokens=budget,
             is_encoded=self._is_encoded,
         )
+        self.scheduler.prefill_room = min(FIRST_PREFILL_ROOM, budget)
         self._builder = BatchBuilder(
             max_num_batched_tokens=budget, max_num_seqs=config.max_num_seqs, block_size=runner.block_size
         )
