@@ -154,13 +154,13 @@ class Glm4vVision:
 
     def _merge(self, features: NDArray[np.float32], slice_s: float) -> Encoding:
         """Features [n * 4, width] -> tokens [n, text]."""
-        blocks = features.reshape(len(features) // _MERGE**2, -1)
-        result = np.empty((len(blocks), self.config.text_size), np.float32)
-        most = len(blocks) if math.isinf(slice_s) else min(len(blocks), _MERGED_AT_ONCE)
+        four, num_tokens = _MERGE**2, len(features) // _MERGE**2
+        result = np.empty((num_tokens, self.config.text_size), np.float32)
+        most = num_tokens if math.isinf(slice_s) else min(num_tokens, _MERGED_AT_ONCE)
         program, inputs, tokens = self._merger(most)
-        for start in range(0, len(blocks), most):
-            count = min(most, len(blocks) - start)
-            program.view(inputs)[:count] = blocks[start : start + count]
+        for start in range(0, num_tokens, most):
+            count = min(most, num_tokens - start)
+            program.view(inputs)[:count] = features[four * start : four * (start + count)].reshape(count, -1)
             start_whole(program, count)
             yield from run_slices(program, slice_s)
             result[start : start + count] = program.view(tokens)[:count]
