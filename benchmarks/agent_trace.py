@@ -25,7 +25,7 @@ from stream_client import content_of, stream
 from autoglm.server.driver import EngineDriver
 
 STEPS_IN_TURN = 5
-# glm4v sees 434 tokens of each screen, which keeps a turn of this slow machine to seconds.
+# glm4v sees 403 tokens of each screen, which keeps a turn of this slow machine to seconds.
 FIELDS: dict[str, dict[str, Any]] = {"nano": {}, "glm4v": {"max_pixels": 680_000}}
 
 
