@@ -140,6 +140,9 @@ def _serve(
     skip_self_check: Annotated[
         bool, typer.Option("--skip-self-check", help="Serve even a model that misses the known tap of its click card.")
     ] = False,
+    no_prebuild: Annotated[
+        bool, typer.Option("--no-prebuild", help="Leave a phone agent's known next turn alone while idle.")
+    ] = False,
     log_level: LogLevel = "info",
 ) -> None:
     """Serve a model over the OpenAI API."""
@@ -177,6 +180,7 @@ def _serve(
             allowed_hosts=tuple(allowed_host or ()),
             actions=actions,
             self_check=not skip_self_check,
+            prebuild=not no_prebuild,
         ),
     )
 

@@ -47,13 +47,17 @@ class ServeOptions:
     allowed_hosts: tuple[str, ...] = ()
     actions: bool = False
     self_check: bool = True
+    prebuild: bool = True
 
 
 def serve(model: ModelOptions, options: ServeOptions) -> None:
     """Serve until a signal ends it. Everything that can be refused is refused before the model is read."""
     _check(model, options)
     settings = ServerSettings(
-        allowed_origins=options.allowed_origins, allowed_hosts=options.allowed_hosts, actions=options.actions
+        allowed_origins=options.allowed_origins,
+        allowed_hosts=options.allowed_hosts,
+        actions=options.actions,
+        prebuild=options.prebuild,
     )
     model_id, _ = served_names(model)
     logger.info(f"Starting {model_id} server...")

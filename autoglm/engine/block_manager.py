@@ -53,6 +53,7 @@ class BlockManager:
         self.enable_prefix_caching = enable_prefix_caching
         self.num_evictions = 0
         self.peak_used_blocks = 0
+        self.num_prebuilt_hits = 0  # blocks computed ahead of any request that one then came for
         self._model_id = model_id
         self._free = list(range(num_blocks - 1, -1, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()  # oldest first
@@ -60,6 +61,7 @@ class BlockManager:
         self._hashes: list[bytes | None] = [None] * num_blocks
         self._tokens: list[bytes] = [b""] * num_blocks
         self._by_hash: dict[bytes, int] = {}
+        self._prebuilt: set[int] = set()  # those nobody came for yet
 
     @property
     def num_free_blocks(self) -> int:
@@ -130,6 +132,9 @@ class BlockManager:
             raise EngineError("more KV blocks were asked for than are free")
         for block_id in prefix:  # first, so that taking new blocks cannot evict them
             self._hold(block_id)
+        if not sequence.is_prebuild:
+            self.num_prebuilt_hits += len(self._prebuilt.intersection(prefix))
+            self._prebuilt.difference_update(prefix)
         sequence.append_blocks(prefix + [self._take() for _ in range(num_new)])
         sequence.num_hashed_blocks = len(prefix)
         sequence.num_computed_tokens = len(prefix) * self.block_size
@@ -166,6 +171,8 @@ class BlockManager:
                 self._by_hash[block_hash] = own
                 self._hashes[own] = block_hash
                 self._tokens[own] = self._token_bytes(sequence, index)
+                if sequence.is_prebuild:
+                    self._prebuilt.add(own)
             elif known != own and self._tokens[known] == self._token_bytes(sequence, index):
                 self._hold(known)
                 sequence.replace_block(index, known)
@@ -229,3 +236,4 @@ class BlockManager:
             del self._by_hash[block_hash]
             self._hashes[block_id] = None
             self._tokens[block_id] = b""
+            self._prebuilt.discard(block_id)

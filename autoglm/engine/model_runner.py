@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Protocol
 
@@ -30,6 +31,14 @@ class ModelRunner(Protocol):
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """Logits f32 [L, vocab_size] of the batch's logits_rows, valid until the next run."""
+        ...
+
+    def start(self, batch: Batch) -> None:
+        """Begin a batch that asks for no logits; the next start or run forgets it."""
+        ...
+
+    def advance(self, slice_s: float) -> bool:
+        """Go on with it for about slice_s seconds; whether it is done."""
         ...
 
 
@@ -92,7 +101,13 @@ class CpuModelRunner:
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
         """One step; see ModelRunner."""
-        rows = self._program.run(
+        self.start(batch)
+        self._program.advance(math.inf)
+        return self._program.result_rows()[:, : self.vocab_size]
+
+    def start(self, batch: Batch) -> None:
+        """Begin a step; see ModelRunner."""
+        self._program.start(
             batch.token_ids,
             batch.positions,
             batch.slot_mapping,
@@ -103,4 +118,7 @@ class CpuModelRunner:
             batch.limits,
             batch.embeddings,
         )
-        return rows[:, : self.vocab_size]
+
+    def advance(self, slice_s: float) -> bool:
+        """Go on with it; see ModelRunner."""
+        return self._program.advance(slice_s)

@@ -11,7 +11,9 @@ First come, first served, with a token budget per step. In this order:
     holds up those behind it. One whose next prompt block another prefill is just computing waits for it and is
     passed over meanwhile: n answers to one prompt, or many agents with one system prompt, prefill it once.
 A sequence whose media are not encoded yet is passed over like that too, and tokens that see each other both ways are
-prefilled in one step. No more sequences run than the budget has tokens, so each of them moves on in every step.
+prefilled in one step. While others decode, prompts take only prefill_room tokens of a step, so that nobody's stream
+stands still for a long prompt; tokens that have to be whole take what they need. No more sequences run than the budget
+has tokens, so each of them moves on in every step.
 """
 
 from __future__ import annotations
@@ -58,6 +60,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.num_preemptions = 0
+        self.prefill_room = max_num_batched_tokens  # of a step in which somebody decodes
         self._num_arrived = 0
         self._is_encoded = is_encoded
         self._refused: tuple[Sequence, int, int] | None = None
@@ -122,11 +125,16 @@ class Scheduler:
 
     def _schedule_prefills(self, scheduled: list[Scheduled], prefilling: list[Sequence], budget: int) -> None:
         """Steps 3 and 4."""
+        limit = self.prefill_room if scheduled else self.max_num_batched_tokens
+        spare = max(0, budget - max(limit, len(prefilling) + 1))  # for what has to be whole alone
+        budget -= spare
+        later_prompts = limit // LATER_PROMPTS_SHARE
         first: Scheduled | None = None
         for served, sequence in enumerate(prefilling, start=1):
             unserved = len(prefilling) - served  # each keeps a token of the budget
             others_wait = unserved > 0 or (bool(self.waiting) and len(self.running) < self.max_num_running)
-            chunk = self._chunk(sequence, budget - unserved, leave_share=first is None and others_wait)
+            left = later_prompts if first is None and others_wait else 0
+            chunk = self._chunk(sequence, budget - unserved, left, spare)
             if not chunk:  # its next tokens see each other both ways and have no room in this step
                 continue
             item = Scheduled(sequence, chunk)
@@ -147,7 +155,8 @@ class Scheduler:
             self._admit(sequence)
             prefilling.append(sequence)
             others_wait = bool(self.waiting) and len(self.running) < self.max_num_running
-            chunk = self._chunk(sequence, budget, leave_share=first is None and others_wait)
+            left = later_prompts if first is None and others_wait else 0
+            chunk = self._chunk(sequence, budget, left, spare)
             if not chunk:
                 continue
             item = Scheduled(sequence, chunk)
@@ -155,23 +164,22 @@ class Scheduler:
             scheduled.append(item)
             budget -= chunk
         if first is not None and budget > 0:  # nobody took the share: the oldest goes on with it
-            first.num_scheduled_tokens = self._chunk(
-                first.sequence, first.num_scheduled_tokens + budget, leave_share=False
-            )
+            first.num_scheduled_tokens = self._chunk(first.sequence, first.num_scheduled_tokens + budget, 0, spare)
 
-    def _chunk(self, sequence: Sequence, room: int, *, leave_share: bool) -> int:
-        """Tokens of a prefill to run now."""
+    def _chunk(self, sequence: Sequence, room: int, left: int, spare: int) -> int:
+        """Tokens of a prefill to run now. left: of the room, for others; spare: beyond it, for what has to be whole."""
+        if room < 1:
+            return 0
         if sequence.num_pending_tokens <= room:
             return sequence.num_pending_tokens
-        shares = [room]
-        if leave_share:
-            shares.insert(0, room - min(self.max_num_batched_tokens // LATER_PROMPTS_SHARE, room - 1))
         start, media = sequence.num_computed_tokens, sequence.media
-        for share in shares:
+        for share in (room - min(left, room - 1), room):
             count = share if media is None else media.whole_spans(start, start + share) - start
             if count:
                 return count
-        return 0
+        assert media is not None
+        count = media.whole_end(start) - start
+        return count if count <= room + spare else 0
 
     def _is_being_computed(self, sequence: Sequence, prefilling: list[Sequence]) -> bool:
         """Whether another prefill will soon put the next block this one lacks into the prefix cache."""

@@ -96,6 +96,7 @@ class Sequence:
     cache_salt   sequences share cached blocks only with those of the same salt
     arrival_s    time.monotonic() when the request came in; None: now
     media        pictures and sounds among the prompt's tokens; None: it is all text
+    is_prebuild  nobody asked for it yet: see engine/prebuild.py
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class Sequence:
         cache_salt: bytes = b"",
         arrival_s: float | None = None,
         media: PromptMedia | None = None,
+        is_prebuild: bool = False,
     ) -> None:
         if not prompt_token_ids:
             raise RequestError("the prompt has no tokens; send at least one", param="messages")
@@ -118,6 +120,7 @@ class Sequence:
         self.constraint = constraint
         self.cache_salt = cache_salt
         self.media = media
+        self.is_prebuild = is_prebuild
         self.arrival_s = time.monotonic() if arrival_s is None else arrival_s
 
         self.token_ids = list(prompt_token_ids)

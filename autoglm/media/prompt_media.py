@@ -152,6 +152,10 @@ class PromptMedia:
                 return max(start, span.start)
         return end
 
+    def whole_end(self, start: int) -> int:
+        """The end of the two-way span that begins at `start`; without one, the token's own."""
+        return next((span.end for span in self.spans if span.sees_itself and span.start == start), start + 1)
+
 
 class _Sized(Protocol):
     @property

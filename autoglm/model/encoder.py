@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 from autoglm.kernels import KvCache, Program
 from autoglm.media.prompt_media import Encoding
 
+Result = TypeVar("Result")
 KEYS_IN_A_BLOCK = 16
 
 
@@ -44,6 +47,19 @@ def run_slices(program: Program, slice_s: float = math.inf) -> Generator[None, N
         yield
 
 
+def beside(work: Callable[[], Result], slice_s: float) -> Generator[None, None, Result]:
+    """Do work that has no slices of its own on another thread, giving way after every slice_s seconds until it is done.
+
+    It should spend its time where the interpreter's lock is free: in Pillow, NumPy and the kernels.
+    """
+    thread = ThreadPoolExecutor(1, thread_name_prefix="autoglm-encoder")
+    future = thread.submit(work)
+    thread.shutdown(wait=False)  # nobody waits for the work of an encoding that is given up
+    while not wait([future], None if math.isinf(slice_s) else slice_s).done:
+        yield
+    return future.result()
+
+
 def finish(slices: Encoding) -> NDArray[np.float32]:
     """Run slices without a pause; their result."""
     while True:
@@ -60,14 +76,14 @@ def resampled(grid: NDArray[np.float32], rows: int, columns: int) -> NDArray[np.
     Cubic (a = -0.75) without antialiasing, source (i + 0.5) * n_from / n_to - 0.5, each tap clamped to the edge:
     what torch's interpolate and grid_sample do (Keys 1981 for the kernel).
     """
-    for axis, count in enumerate((rows, columns)):
+    for axis, count in ((1, columns), (0, rows)):  # the larger product last, where nothing is moved
         if grid.shape[axis] != count:
             moved = np.tensordot(_cubic(grid.shape[axis], count), grid, axes=(1, axis))
-            grid = np.moveaxis(moved, 0, axis).astype(np.float32)
+            grid = np.ascontiguousarray(np.moveaxis(moved, 0, axis))
     return np.ascontiguousarray(grid, np.float32)
 
 
-def _cubic(have: int, want: int) -> NDArray[np.float64]:
+def _cubic(have: int, want: int) -> NDArray[np.float32]:
     """The matrix [want, have] of the resampling along one axis."""
     a = -0.75
     source = (np.arange(want) + 0.5) * have / want - 0.5
@@ -79,4 +95,4 @@ def _cubic(have: int, want: int) -> NDArray[np.float64]:
         far = a * (distance**3 - 5 * distance**2 + 8 * distance - 4)
         weight = np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
         np.add.at(matrix, (np.arange(want), np.clip(base + tap, 0, have - 1)), weight)
-    return matrix
+    return matrix.astype(np.float32)

@@ -17,7 +17,7 @@ from autoglm.media.log_mel import HOP, SAMPLE_RATE_HZ
 from autoglm.model.encoder import KEYS_IN_A_BLOCK
 from autoglm.model.gcmf_audio import GcmfAudioConfig, read_gcmf_audio_config
 from autoglm.model.gcmf_vision import GcmfVisionConfig, read_gcmf_vision_config
-from autoglm.model.glm4v_vision import read_glm4v_config
+from autoglm.model.glm4v_vision import MERGED_AT_ONCE, read_glm4v_config
 from autoglm.model.loader import runs_in_floats
 from autoglm.model.projector import read_projector_type
 
@@ -71,7 +71,9 @@ def _glm4v(gguf: GGUFFile, max_pixels: int) -> int:
     keys = _keys(patches, config.num_heads, config.head_dim)
     if _quantized_attention(gguf):
         keys = Program.full_attention_bytes(patches, config.num_heads, config.head_dim)
-    return patches * arrays + max(patches * tower + keys, -(-patches // 4) * merger)
+    tokens = -(-patches // 4)
+    merging = min(tokens, MERGED_AT_ONCE) * (merger + _FLOAT * 4 * width) + tokens * _FLOAT * text
+    return patches * (arrays + tower) + keys + merging
 
 
 def _gcmf_vision(gguf: GGUFFile, config: GcmfVisionConfig, max_pixels: int) -> int:

@@ -216,15 +216,17 @@ class GcmfAudio:
         )
 
     def encode(self, mel: NDArray[np.float32]) -> Encoding:
-        """Log-mel f32 [T, mels] -> tokens f32 [T / 4, text]. A generator: it gives way after every block."""
+        """Log-mel f32 [T, mels] -> tokens f32 [T / 4, text]. A generator: it gives way after every layer."""
         x = mel
         if self.config.stem_residuals:
             for index, convolution in enumerate(self._stem):
                 x = relu(convolution(x) if index < 2 else x + convolution(x))
+                yield
         else:
             x = x[:, :, None]
             for convolution in self._stem:
                 x = relu(convolution(x))
+                yield
             x = self._subsampled(x.transpose(0, 2, 1).reshape(len(x), -1))  # flattened channel, bin
         for block in self._blocks:
             x = block(x)

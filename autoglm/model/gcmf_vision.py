@@ -157,7 +157,7 @@ class GcmfVision:
         A generator: it gives way after every slice_s seconds and returns the tokens.
         """
         width, merge = self.config.hidden_size, self.config.merge_size
-        x = self._embed(pixels)
+        x = yield from self._embed(pixels)
         rows, columns = x.shape[:2]
         x = x + resampled(self._positions, rows, columns)
         program, buffer = self._transformer(rows * columns)
@@ -165,15 +165,17 @@ class GcmfVision:
         start_whole(program, rows * columns)
         yield from run_slices(program, slice_s)
         grid = program.view(buffer).reshape(rows // merge, merge, columns // merge, merge, width)
+        yield
         return self._projector(grid.transpose(0, 2, 1, 3, 4).reshape(-1, merge * merge * width))
 
-    def _embed(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """[3, H, W] -> [rows, columns, width] of patches."""
+    def _embed(self, pixels: NDArray[np.float32]) -> Encoding:
+        """[3, H, W] -> [rows, columns, width] of patches; gives way after every convolution."""
         if self._stem:
             x: NDArray[np.float32] = pixels.transpose(1, 2, 0)
             for convolution, stride in zip(self._stem, _STEM_STRIDES, strict=True):
                 y = convolution(x)
                 x = relu(x + y if stride == 1 else y)
+                yield
             return x
         size = self.config.patch_size
         rows, columns = pixels.shape[1] // size, pixels.shape[2] // size

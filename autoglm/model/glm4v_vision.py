@@ -16,6 +16,7 @@ its GGUF form.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,12 +27,13 @@ from autoglm.formats.gguf import GGUFFile
 from autoglm.formats.quant_types import FLOAT_TYPES
 from autoglm.kernels import Matrix, Program, Runtime
 from autoglm.media.prompt_media import Encoding
-from autoglm.model.encoder import key_value_room, resampled, run_slices, start_whole
+from autoglm.model.encoder import beside, key_value_room, resampled, run_slices, start_whole
 from autoglm.model.layers import float_matrix
 from autoglm.model.loader import Vector, WeightReader, check_sizes
 
 _MERGE = 2
 _ROPE_THETA = 10000.0
+MERGED_AT_ONCE = 256  # rows of the merger: more would read its weights less often, and take memory beside the tower's
 _MERGER_NORM_EPS = 1e-5  # of torch's LayerNorm; the file has a key for the RMS norms only
 
 
@@ -125,29 +127,43 @@ class Glm4vVision:
         self._gate, self._up = (reader.matrix(f"mm.{part}.weight", config.merger_size, text) for part in ("gate", "up"))
         self._down = reader.matrix("mm.down.weight", text, config.merger_size)
 
-    def encode(self, patches: NDArray[np.float32], rows: int, columns: int, slice_s: float = math.inf) -> Encoding:
-        """Patches f32 [rows * columns, 3 * size^2] in 2 x 2 block order -> a quarter as many tokens [n, text].
+    def encode(
+        self, read_patches: Callable[[], NDArray[np.float32]], rows: int, columns: int, slice_s: float = math.inf
+    ) -> Encoding:
+        """What read_patches gives, f32 [rows * columns, 3 * size^2] in 2 x 2 block order -> a quarter as many tokens
+        [n, text].
 
-        A generator: it gives way after every slice_s seconds and returns the tokens.
+        A generator: it gives way after every slice_s seconds and returns the tokens. Patches and positions of a large
+        picture are hundreds of MB and ms, so they are made beside it.
         """
+        program, features = yield from beside(lambda: self._started_tower(read_patches(), rows, columns), slice_s)
+        yield from run_slices(program, slice_s)
+        return (yield from self._merge(program.view(features), slice_s))
+
+    def _started_tower(self, patches: NDArray[np.float32], rows: int, columns: int) -> tuple[Program, int]:
+        """The tower with its inputs in place, and the buffer of its features."""
         block_order = np.arange(rows * columns).reshape(rows // _MERGE, _MERGE, columns // _MERGE, _MERGE)
         block_order = block_order.transpose(0, 2, 1, 3).ravel()
-        positions = resampled(self._positions, rows, columns).reshape(rows * columns, -1)[block_order]
         program, inputs, places, features = self._tower(len(patches))
         program.view(inputs)[:] = patches
-        program.view(places)[:] = positions
+        program.view(places)[:] = resampled(self._positions, rows, columns).reshape(rows * columns, -1)[block_order]
         where = np.zeros((3, len(patches)), np.int32)
         where[1:] = np.divmod(block_order, columns)
         start_whole(program, len(patches), where)
-        yield from run_slices(program, slice_s)
-        merged = program.view(features).reshape(len(patches) // _MERGE**2, -1).copy()
-        del program  # most of the memory: it goes before the merger's comes
+        return program, features
 
-        program, inputs, tokens = self._merger(len(merged))
-        program.view(inputs)[:] = merged
-        start_whole(program, len(merged))
-        yield from run_slices(program, slice_s)
-        result: NDArray[np.float32] = program.view(tokens).copy()
+    def _merge(self, features: NDArray[np.float32], slice_s: float) -> Encoding:
+        """Features [n * 4, width] -> tokens [n, text]."""
+        four, num_tokens = _MERGE**2, len(features) // _MERGE**2
+        result = np.empty((num_tokens, self.config.text_size), np.float32)
+        most = min(num_tokens, MERGED_AT_ONCE)
+        program, inputs, tokens = self._merger(most)
+        for start in range(0, num_tokens, most):
+            count = min(most, num_tokens - start)
+            program.view(inputs)[:count] = features[four * start : four * (start + count)].reshape(count, -1)
+            start_whole(program, count)
+            yield from run_slices(program, slice_s)
+            result[start : start + count] = program.view(tokens)[:count]
         return result
 
     def _tower(self, num_patches: int) -> tuple[Program, int, int, int]:

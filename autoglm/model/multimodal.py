@@ -17,6 +17,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,7 @@ from autoglm.media.prompt_media import (
 )
 from autoglm.media.screen_pixels import stretched
 from autoglm.media.sounds import Sound
+from autoglm.model.encoder import beside
 from autoglm.model.gcmf_audio import GcmfAudio, read_gcmf_audio_config
 from autoglm.model.gcmf_fusion import GcmfFusion
 from autoglm.model.gcmf_vision import GcmfVision, read_gcmf_vision_config
@@ -174,7 +176,7 @@ class Multimodal:
         assert vision is not None
 
         def encode(slice_s: float) -> Generator[None, None, Encoded]:
-            patches = pixel_values(picture.rgb, PatchGrid(size.width, size.height))
+            patches = partial(pixel_values, picture.rgb, PatchGrid(size.width, size.height))
             return Encoded((yield from vision.encode(patches, size.rows * 2, size.columns * 2, slice_s)))
 
         return MediaJob(self._key(b"picture", picture.content_hash, _bytes(size.width, size.height)), (span,), encode)
@@ -211,7 +213,7 @@ class Multimodal:
             for picture, size, _ in turn.pictures:
                 tokens["vision"].append((yield from self._see(picture, size, slice_s)))
             for sound, _ in turn.sounds:
-                tokens["audio"].append((yield from self._hear(sound)))
+                tokens["audio"].append((yield from self._hear(sound, slice_s)))
             present = {name: np.concatenate(parts) for name, parts in tokens.items() if parts}
             if len(turn.words):
                 present["text"] = self._embed(turn.words)
@@ -231,17 +233,19 @@ class Multimodal:
         key = self._key(b"seen", picture.content_hash, _bytes(size.width, size.height))
         found = self._memory.get(key)
         if found is None:
-            pixels = stretched(Image.fromarray(picture.rgb), (size.width, size.height))
+            resize = partial(stretched, Image.fromarray(picture.rgb), (size.width, size.height))
+            pixels = yield from beside(resize, slice_s)
             found = yield from self._vision.encode(pixels, slice_s)
             self._memory.put(key, found)
         return found
 
-    def _hear(self, sound: Sound) -> Encoding:
+    def _hear(self, sound: Sound, slice_s: float) -> Encoding:
         assert self._audio is not None
         key = self._key(b"heard", sound.content_hash)
         found = self._memory.get(key)
         if found is None:
-            found = yield from self._audio.encode(log_mel(sound.samples))
+            mel = yield from beside(partial(log_mel, sound.samples), slice_s)
+            found = yield from self._audio.encode(mel)
             self._memory.put(key, found)
         return found
 

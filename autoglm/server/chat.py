@@ -21,13 +21,14 @@ from autoglm.media.prompt_media import TurnFusion
 from autoglm.server.body import read_object, validate
 from autoglm.server.driver import OutputStream
 from autoglm.server.media import RequestMedia, check_kinds, check_settings, decode, find_parts
+from autoglm.server.next_turn import next_prefix
 from autoglm.server.prompts import CLOSE_TAG, OPEN_TAG, ChatPrompt, build_chat_prompt
 from autoglm.server.replies import Tally, chat_logprobs, fusion_report, new_id
 from autoglm.server.sampling_fields import sampling_params
 from autoglm.server.schemas import ChatRequest
 from autoglm.server.service import Service
 from autoglm.server.sse import respond
-from autoglm.server.thinking import read_thinking
+from autoglm.server.thinking import ThinkingSetting, read_thinking
 
 
 class ChatChoice:
@@ -203,6 +204,7 @@ class ChatJob:
 
     service: Service
     request: ChatRequest
+    setting: ThinkingSetting
     model: str
     tally: Tally
     stream: OutputStream
@@ -221,6 +223,7 @@ class ChatJob:
         async for output in self.stream:
             self._take(output)
             self.choices[output.request_id].push(output)
+        self._prebuild_next_turn()
         choices = [
             {
                 "index": choice.index,
@@ -248,6 +251,8 @@ class ChatJob:
                 yield {**self._chunk(choice, delta), **usage_is_null}
             if choice.finish_reason is not None:
                 num_open -= 1
+                if num_open == 0:
+                    self._prebuild_next_turn()
                 last = self._account() if num_open == 0 and not wants_usage else {}
                 yield {**self._chunk(choice, {}), **usage_is_null, **last}
         if wants_usage:
@@ -264,6 +269,12 @@ class ChatJob:
         if self.request.return_fusion:
             account["fusion"] = fusion_report(self.fusions, with_gates=self.request.return_fusion == "gates")
         return account
+
+    def _prebuild_next_turn(self) -> None:
+        """The answer is there, its client will be busy with it for a while."""
+        if len(self.choices) == 1:
+            (choice,) = self.choices.values()
+            self.service.prebuild(partial(next_prefix, self.service, self.request, self.setting, choice.content))
 
     def _envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -332,7 +343,7 @@ async def start_chat(service: Service, fields: dict[str, Any]) -> ChatJob:
         sequences.append(sequence)
         choices[sequence.request_id] = ChatChoice(index, prompt, request, service.tokenizer)
     stream = await service.submit(sequences)
-    return ChatJob(service, request, model, tally, stream, choices, reply_id, int(time.time()))
+    return ChatJob(service, request, setting, model, tally, stream, choices, reply_id, int(time.time()))
 
 
 async def chat_completions(service: Service, http: Request) -> Response:

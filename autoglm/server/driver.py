@@ -37,6 +37,8 @@ class EngineLike(Protocol):
 
     def add(self, sequence: Sequence) -> None: ...
 
+    def prebuild(self, sequence: Sequence) -> None: ...
+
     def cancel(self, request_id: str) -> bool: ...
 
     def has_work(self) -> bool: ...
@@ -136,6 +138,7 @@ class EngineDriver:
         self._wake = threading.Condition()
         self._submitted: deque[tuple[list[Sequence], OutputStream]] = deque()
         self._cancelled: deque[str] = deque()
+        self._prebuilds: deque[Sequence] = deque()
         self._streams: dict[str, OutputStream] = {}
         self._is_stopping = False
         self._is_draining = False
@@ -220,6 +223,13 @@ class EngineDriver:
             self._wake.notify()
         return stream
 
+    def prebuild(self, sequence: Sequence) -> None:
+        """Have a prefix computed when the engine idles; from any thread. Nothing comes back."""
+        with self._wake:
+            if self.status == "ready":
+                self._prebuilds.append(sequence)
+                self._wake.notify()
+
     def check_ready(self) -> None:
         """Raise CapacityError 503 unless new work is taken."""
         status = self.status
@@ -239,13 +249,16 @@ class EngineDriver:
     def _run(self) -> None:
         while True:
             with self._wake:
-                while not (self._is_stopping or self._submitted or self._cancelled or self.engine.has_work()):
+                while not (self._is_stopping or self._has_news() or self.engine.has_work()):
                     self._wake.wait()
                 if self._is_stopping:
                     break
                 submitted, self._submitted = self._submitted, deque()
                 cancelled, self._cancelled = self._cancelled, deque()
+                prebuilds, self._prebuilds = self._prebuilds, deque()
             self._take_in(submitted, cancelled)
+            for prefix in prebuilds:
+                self.engine.prebuild(prefix)
             if not self.engine.has_work():
                 continue
             try:
@@ -258,6 +271,9 @@ class EngineDriver:
                 return
             self._hand_over(outputs)
         self._fail_all(CapacityError("the server is shutting down", status=503, retry_after_s=5))
+
+    def _has_news(self) -> bool:
+        return bool(self._submitted or self._cancelled or self._prebuilds)
 
     def _take_in(self, submitted: deque[tuple[list[Sequence], OutputStream]], cancelled: deque[str]) -> None:
         for sequences, stream in submitted:

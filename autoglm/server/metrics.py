@@ -30,6 +30,8 @@ ENGINE_COUNTERS = {
     "num_encoded_total": ("media_encoded", "Pictures encoded, or turns with media where the model mixes them"),
     "prefix_cache_query_tokens": ("prefix_cache_query_tokens", "Prompt tokens looked up in the prefix cache"),
     "prefix_cache_hit_tokens": ("prefix_cache_hit_tokens", "Prompt tokens found in the prefix cache"),
+    "num_prebuilt_tokens_total": ("prebuilt_tokens", "Tokens of likely next turns computed while idle"),
+    "num_prebuilt_hit_tokens_total": ("prebuilt_hit_tokens", "Tokens computed while idle that a request came for"),
     "num_preemptions_total": ("preemptions", "Sequences put out of the KV pool to be computed again"),
 }
 

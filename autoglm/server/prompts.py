@@ -143,7 +143,7 @@ def tool_dicts(tools: list[Tool] | None) -> list[dict[str, Any]] | None:
     return [tool.model_dump(exclude_none=True) for tool in tools] if tools else None
 
 
-def _template_extra(request: ChatRequest) -> dict[str, Any]:
+def template_extra(request: ChatRequest) -> dict[str, Any]:
     """chat_template_kwargs for the template itself: what is neither the dial nor no name at all."""
     extra = request.chat_template_kwargs or {}
     return {name: value for name, value in extra.items() if name not in DIAL_NAMES and name.isidentifier()}
@@ -312,7 +312,7 @@ def build_chat_prompt(
         mode = "split"
     tools = None if request.tool_choice == "none" else request.tools
     started_s = time.monotonic()
-    token_ids, template_ms = render_chat(service, request.messages, tools, setting.enabled, _template_extra(request))
+    token_ids, template_ms = render_chat(service, request.messages, tools, setting.enabled, template_extra(request))
     tokenize_ms = (time.monotonic() - started_s) * 1e3 - template_ms
     is_action = isinstance(constraints[0], ActionConstraint)
     thinking, banned, starts_in_thought = set_thinking(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from autoglm.errors import CapacityError, ContextLengthError, UnknownModelError
 from autoglm.server.driver import EngineDriver, OutputStream
 from autoglm.server.media import MediaDoor
 from autoglm.server.metrics import Metrics
+from autoglm.server.problems import log_failure
 from autoglm.server.settings import ServerSettings
 
 Result = TypeVar("Result")
@@ -89,6 +91,18 @@ class Service:
         future.add_done_callback(self._note_prepared)
         return await asyncio.wrap_future(future)
 
+    def prebuild(self, predict: Callable[[], EngineSequence | None]) -> None:
+        """Have a worker thread predict a prefix of the next request, and the engine build it when it idles."""
+
+        def work() -> None:
+            sequence = predict()
+            if sequence is not None:
+                self.driver.prebuild(sequence)
+
+        if self.settings.prebuild and self.media is not None:
+            with contextlib.suppress(RuntimeError):  # the server is closing
+                self._workers.submit(work).add_done_callback(_log_problem)
+
     def _note_prepared(self, future: Future[Any]) -> None:
         with self._lock:
             self._num_preparing -= 1
@@ -130,3 +144,9 @@ class Service:
             stream.cancel()
             raise
         return stream
+
+
+def _log_problem(future: Future[None]) -> None:
+    error = None if future.cancelled() else future.exception()
+    if error is not None:
+        log_failure(error, "predicting a next turn")

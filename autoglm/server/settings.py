@@ -17,6 +17,7 @@ class ServerSettings:
     drain_timeout_s     how long running requests may go on after SIGTERM
     allowed_origins     browser origins that may use the server ("*" = any); none by default
     actions             answers are AutoGLM actions where a request names neither response_format nor tools
+    prebuild            what a phone agent's next request begins with is computed while nobody is served
     allowed_hosts       extra Host names taken on a loopback address (see guard.py)
     """
 
@@ -27,6 +28,7 @@ class ServerSettings:
     allowed_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     actions: bool = False
+    prebuild: bool = True
     metrics_prefix: str = "autoglm"
 
     def __post_init__(self) -> None:

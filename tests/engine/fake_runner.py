@@ -46,6 +46,7 @@ class FakeRunner:
         self.seqs_per_batch: list[int] = []
         self.fail_next: Exception | None = None
         self.nan_for_token: int | None = None  # a sequence whose last token is this gets NaN logits
+        self.slices_per_batch = 1  # of a batch that is started and advanced
         self.expects_text = True  # positions count tokens; media move them
 
     def run(self, batch: Batch) -> NDArray[np.float32]:
@@ -68,6 +69,16 @@ class FakeRunner:
                     error, self.fail_next = self.fail_next, None
                     raise error
         return self._logits(batch, state)
+
+    def start(self, batch: Batch) -> None:
+        self._started = batch
+        self._slices_left = self.slices_per_batch
+
+    def advance(self, slice_s: float) -> bool:
+        self._slices_left -= 1
+        if self._slices_left == 0:
+            self.run(self._started)
+        return self._slices_left == 0
 
     def _own(self, batch: Batch, t: int, end: int) -> np.uint64:
         """What token t is, where it stands, and the tokens up to `end` that it sees ahead of itself."""

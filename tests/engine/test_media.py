@@ -300,3 +300,28 @@ def test_spans_that_overlap_are_refused() -> None:
     jobs = [MediaJob(bytes([i]) * 32, (MediaSpan(i, i + 4),), encoder.encode(i, 4)) for i in (2, 5)]
     with pytest.raises(ValueError, match="overlap"):
         PromptMedia(jobs, np.zeros((3, 20), np.int32))
+
+
+def test_a_two_way_span_is_read_whole_beside_a_stream() -> None:
+    """A picture of 40 tokens where prompts have room for 16: its words wait their turn, itself it goes in one step."""
+    engine = make_engine()
+    engine.add(make_sequence("talker", [1, 2, 3], None, max_tokens=30))
+    engine.step()
+    ids, media = prompt(Encoder(slices=0), [1], before=20, after=30)
+    engine.add(make_sequence("seer", ids, media))
+    sizes, real = [], engine.runner.run
+
+    def watched(batch: Batch) -> np.ndarray:
+        sizes.append(batch.token_ids.size)
+        return real(batch)
+
+    engine.runner.run = watched  # type: ignore[method-assign]
+    outputs: list[SequenceOutput] = []
+    while engine.has_work():
+        engine.scheduler.prefill_room = 16
+        outputs += engine.step()
+    ours = tokens_of([output for output in outputs if output.request_id == "seer"])
+    assert [size for size in sizes if size > 2] == [17, 5, 41, 17, 15]
+    cold = make_engine()
+    again, same = prompt(Encoder(), [1], before=20, after=30)
+    assert ours == tokens_of(run(cold, make_sequence("seer", again, same))["seer"])

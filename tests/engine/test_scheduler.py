@@ -186,3 +186,41 @@ def test_one_who_waited_for_a_shared_prompt_keeps_its_seniority() -> None:
     assert [s.request_id for s in engine.scheduler.running] == ["first", "twin", "stranger"]
     drain(engine, answers)
     assert twin.num_preemptions == 0 and stranger.num_preemptions > 0
+
+
+def test_a_prompt_beside_a_stream_takes_what_a_tenth_of_a_second_holds() -> None:
+    """Slow machine: the step in which somebody decodes stays short; alone again, a prompt has the whole step."""
+    engine = make_engine(max_num_batched_tokens=256)
+    engine.add(make_sequence("talker", [1, 2], max_tokens=9))
+    engine.step()
+    engine.scheduler.prefill_room = 24
+    engine.add(make_sequence("first", prompt(0, 200)))
+    engine.add(make_sequence("second", prompt(1, 100)))
+    seen = [chunks(engine)]
+    while "talker" in seen[-1]:
+        engine.scheduler.prefill_room = 24
+        seen.append(chunks(engine))
+    assert len(seen) == 9, seen
+    assert all(step["first"] + step["second"] == 24 and step["second"] in (6, 7) for step in seen[:-1])
+    assert seen[-1]["first"] + seen[-1]["second"] > 24
+
+
+def test_many_prompts_beside_a_stream_all_move_on() -> None:
+    engine = make_engine(FakeRunner(num_blocks=256), max_num_seqs=32)
+    engine.add(make_sequence("talker", [1, 2], max_tokens=9))
+    engine.step()
+    for i in range(20):
+        engine.add(make_sequence(str(i), prompt(i, 60)))
+    chunks(engine)
+    engine.scheduler.prefill_room = 4
+    seen = chunks(engine)
+    assert all(seen[str(i)] >= 1 for i in range(len(engine.scheduler.running) - 1))
+
+
+def test_the_room_follows_the_speed_of_the_machine() -> None:
+    """A tenth of a second's tokens, but a KV block however slow, and a step's at most; decode steps tell nothing."""
+    for run_s, room in ((0.512, 50), (5.0, 16), (1e-4, 512)):
+        engine = make_engine()
+        engine._note_speed(256, 1, run_s)
+        engine._note_speed(8, 8, 1.0)
+        assert engine.scheduler.prefill_room == room

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from autoglm.engine.sequence import ThinkingControl
+from autoglm.engine.sampling import SamplingParams
+from autoglm.engine.sequence import Sequence, ThinkingControl
 from tests.engine.harness import Answer, assert_idle, drain, serve, step
 from tests.invariants.conftest import Rig
 
@@ -37,6 +38,20 @@ def test_chunked_prefill_equals_whole(rig: Rig, size: int, chunk: int, params: d
     prompt = rig.prompt(1, size)
     engine = rig.engine(max_num_batched_tokens=chunk)
     same(serve(engine, [rig.sequence("r", prompt, max_tokens=24, **params)])["r"], alone(rig, prompt, params))
+
+
+def test_prebuilt_prefix_equals_cold(rig: Rig) -> None:
+    """Built while idle, with a request that breaks into it."""
+    prompt = rig.prompt(3, 100)
+    engine = rig.engine()
+    engine.prebuild(Sequence("next", [*prompt[:90], 5], SamplingParams(), is_prebuild=True))
+    for _ in range(3):
+        engine.step()
+    serve(engine, [rig.sequence("other", rig.prompt(4, 30), max_tokens=2)])
+    assert engine.stats().num_prebuilt_tokens_total == 80
+    answer = serve(engine, [rig.sequence("r", prompt, max_tokens=24)])["r"]
+    assert answer.last is not None and answer.last.num_cached_tokens == 80
+    same(answer, alone(rig, prompt, {}))
 
 
 @pytest.mark.parametrize("params", PARAMS)

@@ -39,7 +39,7 @@ def expected() -> dict[str, np.ndarray]:
 def test_tokens_equal_transformers(name: str, bound: float, expected: dict[str, np.ndarray]) -> None:
     """Relative to the largest token value; Q8_0 rounds weights and activations to 8 bits in every product."""
     rows, columns = expected["grid"].tolist()
-    tokens = finish(load(name).encode(expected["pixel_values"], rows, columns))
+    tokens = finish(load(name).encode(lambda: expected["pixel_values"], rows, columns))
     assert tokens.shape == expected["tokens"].shape == (rows * columns // 4, 64)
     assert np.abs(tokens - expected["tokens"]).max() < bound * np.abs(expected["tokens"]).max()
 
@@ -47,8 +47,8 @@ def test_tokens_equal_transformers(name: str, bound: float, expected: dict[str, 
 def test_slices_change_nothing_but_when(expected: dict[str, np.ndarray]) -> None:
     encoder = load("mmproj-q8_0.gguf")
     rows, columns = expected["grid"].tolist()
-    whole = finish(encoder.encode(expected["pixel_values"], rows, columns, math.inf))
-    sliced, pauses = encoder.encode(expected["pixel_values"], rows, columns, 0.0), 0
+    whole = finish(encoder.encode(lambda: expected["pixel_values"], rows, columns, math.inf))
+    sliced, pauses = encoder.encode(lambda: expected["pixel_values"], rows, columns, 0.0), 0
     while True:
         try:
             next(sliced)
