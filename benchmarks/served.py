@@ -1,7 +1,7 @@
 """Models served on a loopback port inside the benchmark's own process, and screens to send.
 
     nano    the shipped pair
-    glm4v   random weights in the 9B's layer shapes: 8 text layers (glm4_file.py), 2 tower layers (glm4v_mmproj.py)
+    glm4v   random weights in the 9B's layer shapes: 8 text layers (glm4_file.py), 2 tower layers (tower_file.py)
 
 Random weights answer nonsense, so RecordedRunner lets the model compute and then say what was recorded.
 """
@@ -28,11 +28,10 @@ import numpy as np
 import platformdirs
 import uvicorn
 from glm4_file import write_glm4_file
-from glm4v_mmproj import write_glm4v_mmproj
 from PIL import Image, ImageDraw
+from tower_file import write_tower_file
 
-from autoglm.chat.template import ChatTemplate
-from autoglm.cli.loading import LoadedModel, ModelOptions, load_model
+from autoglm.cli.loading import LoadedModel, ModelOptions, load_model, open_door
 from autoglm.deploy.shipped import SHIPPED_MODELS
 from autoglm.engine.batch import Batch
 from autoglm.formats.gguf import GGUFFile
@@ -40,7 +39,6 @@ from autoglm.media.limits import MediaLimits
 from autoglm.media.sources import MediaSources
 from autoglm.server.app import create_app
 from autoglm.server.driver import EngineDriver
-from autoglm.server.media import MediaDoor
 from autoglm.server.settings import ServerSettings
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -73,29 +71,30 @@ def load(name: str, threads: int) -> LoadedModel:
         return load_model(Path(NANO.path), options, lambda what, done, total: None)
     folder = Path(platformdirs.user_cache_dir("autoglm")) / "benchmarks"
     text = folder / "glm4-9b-shapes-8-layers-Q4_K_M.gguf"
-    mmproj = folder / f"mmproj-glm4v-shapes-{TOWER_LAYERS}-layers-Q8_0.gguf"
+    mmproj = folder / f"mmproj-glm4v-random-{TOWER_LAYERS}-layers-Q8_0.gguf"
     if not text.exists():
         write_glm4_file(text)
     if not mmproj.exists():
-        write_glm4v_mmproj(mmproj, TOWER_LAYERS)
-    options = replace(options, model=str(text), mmproj=mmproj, ctx_size=8192, kv_memory="512M")
-    loaded = load_model(text, options, lambda what, done, total: None)
-    with GGUFFile.open(Path(NANO.path)) as nano, GGUFFile.open(text) as own:
-        source = nano.get("tokenizer.chat_template", str, "")  # GLM's, with places for pictures
-        return replace(loaded, template=ChatTemplate.from_gguf(own, source))
+        write_tower_file(mmproj, TOWER_LAYERS)
+    template = folder / "glm4v-template.jinja"
+    with GGUFFile.open(Path(NANO.path)) as nano:  # GLM's, with places for pictures
+        template.write_text(nano.get("tokenizer.chat_template", str), encoding="utf-8")
+    options = replace(
+        options, model=str(text), mmproj=mmproj, ctx_size=8192, kv_memory="512M", chat_template_file=template
+    )
+    return load_model(text, options, lambda what, done, total: None)
 
 
 @contextlib.contextmanager
 def served(loaded: LoadedModel, driver: EngineDriver, **settings: Any) -> Iterator[int]:
     """The model over HTTP on a free loopback port; several may share one driver."""
-    assert loaded.multimodal is not None
     app = create_app(
         driver,
         loaded.tokenizer,
         loaded.template,
         model_id=loaded.model_id,
         settings=ServerSettings(**settings),
-        media=MediaDoor(loaded.multimodal, MediaSources(MediaLimits())),
+        media=open_door(loaded, MediaSources(MediaLimits())),
     )
     sock = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on"))
