@@ -94,7 +94,7 @@ class Worker:
 
 def install_missing(allowed: bool) -> None:
     """The [bench] extra, llama.cpp compiled with the instructions of this CPU."""
-    needs = {"llama_cpp": "llama-cpp-python>=0.3.7,<0.4", "gguf": "gguf>=0.17,<1", "matplotlib": "matplotlib>=3.9,<4"}
+    needs = {"llama_cpp": "llama-cpp-python>=0.3.36,<0.4", "gguf": "gguf>=0.17,<1", "matplotlib": "matplotlib>=3.9,<4"}
     missing = [package for module, package in needs.items() if importlib.util.find_spec(module) is None]
     if not missing:
         return

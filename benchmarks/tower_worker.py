@@ -138,7 +138,7 @@ class Autoglm:
         _, self.rows, self.columns = grid.image_grid_thw
 
     def encode(self) -> np.ndarray:
-        return self.finish(self.vision.encode(self.patches, self.rows, self.columns))
+        return self.finish(self.vision.encode(lambda: self.patches, self.rows, self.columns))
 
 
 def answer(engine: LlamaCpp | Autoglm, request: dict[str, Any]) -> dict[str, Any]:
