@@ -11,7 +11,11 @@ import pytest
 from autoglm.cli import loading
 from autoglm.cli.loading import LoadedModel, ModelOptions, load_model
 from autoglm.deploy.shipped import SHIPPED_MODELS
+from autoglm.engine.model_runner import CpuModelRunner
 from autoglm.errors import ConfigError
+from autoglm.formats.gguf import GGUFFile
+from autoglm.formats.quant_types import GGMLType
+from autoglm.model.loader import runs_in_floats
 
 NANO = SHIPPED_MODELS["nano"]
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "glm4v-tiny"
@@ -91,3 +95,22 @@ def test_requests_may_ask_for_more_than_the_default_where_there_is_room(monkeypa
 def test_a_max_pixels_without_effect_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="must lie between 12544 and 11760000"):
         load_glm4v(monkeypatch, 8 << 30, max_pixels=20_000_000)
+
+
+def test_a_model_that_fits_a_cache_runs_in_floats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told apart by the activations that a program holds room for, and by the encoder's own matrices."""
+    loaded = load(monkeypatch, 6 << 30, NANO.path, NANO.mmproj)
+    with GGUFFile.open(NANO.path) as text, GGUFFile.open(NANO.mmproj) as mmproj:
+        assert runs_in_floats(text, mmproj)
+        sizes = [
+            CpuModelRunner(text, loaded.engine_config, in_floats=in_floats)._program.nbytes
+            for in_floats in (False, True)
+        ]
+    assert loaded.engine.runner._program.nbytes == sizes[1] != sizes[0]
+    assert loaded.multimodal is not None
+    assert loaded.multimodal._vision._blocks[0].qkv.weight.type_id == GGMLType.F32
+
+
+def test_a_larger_model_keeps_its_types(smollm2_path: Path) -> None:
+    with GGUFFile.open(smollm2_path) as gguf:
+        assert not runs_in_floats(gguf)
