@@ -55,9 +55,12 @@ def test_broken_http(serve: ServeFunction, data: bytes) -> None:
     served = serve("ok", start=False)
     with on_socket(served.app) as url:
         with connect(url) as sock:
-            sock.sendall(data)
-            sock.shutdown(socket.SHUT_WR)
-            answer = sock.recv(4096)
+            try:
+                sock.sendall(data)
+                sock.shutdown(socket.SHUT_WR)
+                answer = sock.recv(4096)
+            except OSError:  # it hung up before all was said
+                answer = b""
             assert not answer or answer.startswith(b"HTTP/1.1 4"), answer[:200]
         assert_serves_on(served, url)
 
