@@ -11,7 +11,7 @@ from pathlib import Path
 from autoglm.chat.template import ChatTemplate
 from autoglm.chat.tokenizer import Tokenizer
 from autoglm.cli.console import parameter_count, size
-from autoglm.cli.memory import media_memory, memory_table, most_pixels, with_media_cache
+from autoglm.cli.memory import media_memory, memory_table, most_pixels, weights_by_part, with_media_cache
 from autoglm.cli.pairing import check_markers, open_mmproj
 from autoglm.config import DEFAULT_BATCHED_TOKENS, EngineConfig, ModelConfig
 from autoglm.deploy import preflight, pull
@@ -24,8 +24,7 @@ from autoglm.formats.gguf import GGUFFile
 from autoglm.media.limits import MediaLimits
 from autoglm.media.room import MediaRoom
 from autoglm.media.sources import MediaSources
-from autoglm.model.encoder_memory import weights_bytes as encoder_weights_bytes
-from autoglm.model.loader import float_bytes, read_model_config, runs_in_floats
+from autoglm.model.loader import read_model_config, runs_in_floats
 from autoglm.model.multimodal import Multimodal
 from autoglm.model.projector import find_media_tokens, has_audio_encoder, two_way_tokens
 from autoglm.server.media import MediaDoor
@@ -172,17 +171,17 @@ def load_model(path: Path, options: ModelOptions, report: pull.Progress) -> Load
         check_markers(mmproj, model_config, tokenizer, template)
     files = (gguf,) if mmproj is None else (gguf, mmproj)
     in_floats = runs_in_floats(*files)
-    weights_bytes = float_bytes(gguf) if in_floats else sum(tensor.nbytes for tensor in gguf.tensors.values())
+    parts = weights_by_part(gguf, mmproj, in_floats)
+    weights_bytes = sum(parts.values())
     available = available_memory_bytes()
     wanted, media = _engine_config(options, model_config), None
     if mmproj is not None:
-        weights_bytes += sum(encoder_weights_bytes(mmproj, in_floats).values())
         wanted = with_media_cache(_with_room_for_media(wanted, mmproj, model_config, options), available)
         media = media_memory(mmproj, wanted, available, max_pixels=options.max_pixels, max_sound_s=options.max_sound_s)
     engine_config = fit_engine_config(model_config, weights_bytes, wanted, available, media)
     plan = memory_plan(model_config, weights_bytes, engine_config, available, media)
     limits = MediaLimits(max_sound_s=options.max_sound_s)
-    for line in memory_table(gguf, mmproj, engine_config, plan, media, limits, in_floats):
+    for line in memory_table(parts, engine_config, plan, media, limits):
         logger.info(line)
     runner = CpuModelRunner(
         gguf,

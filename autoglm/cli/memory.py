@@ -43,20 +43,23 @@ def most_pixels(mmproj: GGUFFile, media: MediaMemory, plan: MemoryPlan) -> int:
     return max(media.max_pixels, media.largest_picture(media.encoder_bytes + spare_bytes, largest))
 
 
-def memory_table(
-    text: GGUFFile,
-    mmproj: GGUFFile | None,
-    config: EngineConfig,
-    plan: MemoryPlan,
-    media: MediaMemory | None,
-    limits: MediaLimits,
-    in_floats: bool,
-) -> list[str]:
-    """One line a part: what it is, how much it takes, and what that depends on; the last one is the sum."""
+def weights_by_part(text: GGUFFile, mmproj: GGUFFile | None, in_floats: bool) -> dict[str, int]:
+    """Bytes of the weights of each part that is there, as they are computed with."""
     parts = {"backbone": float_bytes(text) if in_floats else sum(tensor.nbytes for tensor in text.tensors.values())}
     if mmproj is not None:
         sums = weights_bytes(mmproj, in_floats)
         parts |= {f"{name} encoder": num_bytes for name, num_bytes in sums.items() if num_bytes}
+    return parts
+
+
+def memory_table(
+    parts: dict[str, int],
+    config: EngineConfig,
+    plan: MemoryPlan,
+    media: MediaMemory | None,
+    limits: MediaLimits,
+) -> list[str]:
+    """One line a part: what it is, how much it takes, and what that depends on; the last one is the sum."""
     # In memory weights are laid out anew; each part has its share of that.
     factor = plan.weights_bytes / max(1, sum(parts.values()))
     kind = config.cache_type_k
