@@ -1,14 +1,10 @@
 // parallel_for over an index range; the only native threads of the program.
 //
 // Workers spin for about a tenth of a millisecond after each job and then sleep, so that the dozen jobs
-// of a layer follow each other without a system call and an idle server uses no CPU.
+// of a layer follow each other without a system call and an idle server uses no CPU. A forked child has
+// no workers: there the pool runs alone, and lets go of what it cannot join.
 #pragma once
-#include <atomic>
-#include <condition_variable>
-#include <cstdint>
-#include <mutex>
-#include <thread>
-#include <vector>
+#include <memory>
 
 namespace autoglm {
 
@@ -19,13 +15,13 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  int size() const { return (int)workers_.size() + 1; }
+  int size() const { return num_workers_ + 1; }
 
   // Calls f(index, thread) once for every index in 0..count-1; the caller is thread 0 and takes part.
   template <class F>
   void parallel_for(int count, const F& f) {
     if (count <= 0) return;
-    if (count == 1 || workers_.empty()) {
+    if (count == 1 || num_workers_ == 0 || forked()) {
       for (int i = 0; i < count; ++i) f(i, 0);
       return;
     }
@@ -34,21 +30,13 @@ class ThreadPool {
 
  private:
   using Call = void (*)(const void*, int, int);
+  struct Crew;  // the threads and what they share
+  bool forked() const;
   void run(Call call, const void* context, int count);
-  void work(int thread);
-  void take(int thread);
 
-  std::vector<std::thread> workers_;
-  alignas(64) std::atomic<uint64_t> generation_{0};
-  alignas(64) std::atomic<int> next_{0};
-  alignas(64) std::atomic<int> pending_{0};
-  std::atomic<int> sleeping_{0};
-  std::atomic<bool> stop_{false};
-  Call call_ = nullptr;
-  const void* context_ = nullptr;
-  int count_ = 0;
-  std::mutex mutex_;
-  std::condition_variable wake_;
+  int num_workers_;
+  int process_;  // how many forks lay before the process that made the crew
+  std::unique_ptr<Crew> crew_;
 };
 
 }  // namespace autoglm
