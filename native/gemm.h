@@ -128,14 +128,18 @@ void gemm_panel(const PackedMatrix& w, int panel, const ActView& x, int row_begi
   memset(c, 0, sizeof(float) * (size_t)rows * kPanelRows);
   if (w.type == QuantType::F32 || w.type == QuantType::F16 || w.type == QuantType::BF16)
     return gemm_float(w, p, x, row_begin, rows, c, (float*)scratch);
-  const Scratch s = carve(scratch);
+  Ahead ahead;
+  const Scratch s = carve(scratch, &ahead);
+  const int visits = kBlocks * ((rows + kTileT - 1) / kTileT);
   const bool few = rows <= direct_rows(w.type);
   for (int chunk = 0; chunk < w.chunks; ++chunk) {
     const int left = (w.cols - chunk * kChunk) / 32, blocks = left < kBlocks ? left : kBlocks;
     const size_t at = (size_t)chunk * x.capacity + row_begin;
+    const int bytes = (int)chunk_bytes(w.type, blocks);
+    ahead = {p + bytes, p + 2 * bytes, (bytes / 64 + visits - 1) / visits};
     if (few) few_rows_chunk(w.type, p, blocks, x, at, rows, c);
     else many_rows_chunk(w.type, p, blocks, s, x, at, rows, c);
-    p += chunk_bytes(w.type, blocks);
+    p += bytes;
   }
 }
 

@@ -44,6 +44,7 @@ inline void product_k32(const Scratch& s, int half, const int8_t* qx, const ActM
   for (int b = 0; b < kBlocks; ++b) {
     vi d[T][R];
     AUTOGLM_TILE(d[t][g] = vi_zero())
+    s.ahead->ask();
     block_dots<T, R, Lane::Bytes, 8>(s.w + b * kBlockBytes + half * kVec, q, 32 * b, d);
     AUTOGLM_TILE(acc[t][g] = vf_fma(vf_from_int(d[t][g]), vf_load(s.scale + 32 * b + 16 * (half + g)), acc[t][g]))
   }
@@ -71,6 +72,7 @@ inline void product_k16(const Scratch& s, int half, const int8_t* qx, const ActM
       const vi start = vi_offset<5>(meta[t].neg_sum16 + j);
       for (int g = 0; g < R; ++g) d[t][g] = start;
     }
+    s.ahead->ask();
     block_dots<T, R, Lane::Bytes, 4>(s.w + j * (kBlockBytes / 2) + half * kVec, q, 16 * j, d);
     AUTOGLM_TILE(acc[t][g] = vf_fma(vf_from_int(d[t][g]), vf_load(s.scale + 32 * j + 16 * (half + g)), acc[t][g]))
   }
@@ -94,6 +96,7 @@ inline void product_b32(const Scratch& s, int half, int blocks, const int8_t* qx
       const vi start = Offset >= 0 ? vi_offset<(Offset < 0 ? 0 : Offset)>(meta[t].neg_sum + b) : vi_zero();
       for (int g = 0; g < R; ++g) d[t][g] = start;
     }
+    s.ahead->ask();
     block_dots<T, R, Signed ? Lane::Q8 : Lane::Bytes, 8>(s.w + b * kBlockBytes + half * kVec, q, 32 * b, d);
     AUTOGLM_TILE({
       const vf x = vf_mul(vf_from_int(d[t][g]), vf_set1(meta[t].scale[b]));
