@@ -101,54 +101,72 @@ alignas(64) const float kCap[32] = {
     INFINITY, INFINITY, INFINITY, INFINITY, INFINITY, -1e30f, -1e30f, -1e30f, -1e30f, -1e30f, -1e30f, -1e30f, -1e30f,
     -1e30f, -1e30f, -1e30f, -1e30f, -1e30f, -1e30f, -1e30f, -1e30f};
 
-constexpr int kGroup = 8;                       // query rows whose scores are computed together
+constexpr int kGroup = 8;  // query rows that lie side by side
+constexpr int kPair = 2;   // blocks whose scores, and then values, are computed together
 
-// Scores of R rows of a group against the 16 keys of a block: even and odd dims in two chains.
-//   q  [dim][8] a group's queries, k  [dim][16], s  row r at s + r * kAttnKeys
-template <int R>
-inline void scores(const float* q, const float* k, int dim, float* s) {
-  vf a[R], b[R];
+// Scores of R rows of a group against the 16 keys of each of B blocks: even and odd dims in two chains.
+//   q  [dim][8] a group's queries, k[b]  [dim][16], s  row r and block b at s + r * kAttnKeys + b * 16
+template <int R, int B>
+inline void scores(const float* q, const float* const* blocks, int dim, float* s) {
+  const float* k[B];
+  vf even[R][B], odd[R][B];
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) a[r] = b[r] = vf_zero();
+  for (int b = 0; b < B; ++b) k[b] = blocks[b];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int b = 0; b < B; ++b) even[r][b] = odd[r][b] = vf_zero();
   for (int d = 0; d < dim; d += 2) {
-    const vf k0 = vf_load(k + 16 * d), k1 = vf_load(k + 16 * d + 16);
+    vf k0[B], k1[B];
+#pragma GCC unroll 8
+    for (int b = 0; b < B; ++b) {
+      k0[b] = vf_load(k[b] + 16 * d);
+      k1[b] = vf_load(k[b] + 16 * d + 16);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      a[r] = vf_fma(vf_set1(q[kGroup * d + r]), k0, a[r]);
-      b[r] = vf_fma(vf_set1(q[kGroup * d + kGroup + r]), k1, b[r]);
+      const vf q0 = vf_set1(q[kGroup * d + r]), q1 = vf_set1(q[kGroup * d + kGroup + r]);
+#pragma GCC unroll 8
+      for (int b = 0; b < B; ++b) {
+        even[r][b] = vf_fma(q0, k0[b], even[r][b]);
+        odd[r][b] = vf_fma(q1, k1[b], odd[r][b]);
+      }
     }
   }
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) vf_store(s + kAttnKeys * r, vf_add(a[r], b[r]));
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int b = 0; b < B; ++b) vf_store(s + kAttnKeys * r + kKvBlock * b, vf_add(even[r][b], odd[r][b]));
 }
 
-inline void group_scores(int rows, const float* q, const float* k, int dim, float* s) {
+template <int B>
+inline void row_scores(int rows, const float* q, const float* const* k, int dim, float* s) {
   switch (rows) {
-    case 1: return scores<1>(q, k, dim, s);
-    case 2: return scores<2>(q, k, dim, s);
-    case 3: return scores<3>(q, k, dim, s);
-    case 4: return scores<4>(q, k, dim, s);
-    case 5: return scores<5>(q, k, dim, s);
-    case 6: return scores<6>(q, k, dim, s);
-    case 7: return scores<7>(q, k, dim, s);
-    default: return scores<8>(q, k, dim, s);
+    case 1: return scores<1, B>(q, k, dim, s);
+    case 2: return scores<2, B>(q, k, dim, s);
+    case 3: return scores<(kScoreRows > 3 ? 3 : kScoreRows), B>(q, k, dim, s);
+    default: return scores<kScoreRows, B>(q, k, dim, s);
   }
 }
 
-// acc[r][0 .. 16 V) += sum over keys of p[r][j] * v[j] for R rows, keys in order.
+// acc[r][0 .. 16 V) += sum over keys of p[r][j] * v[j] for R rows, keys in order; 16 keys lie in each block of v.
 template <int R, int V>
-inline void weighted_values(const float* p, const float* v, int stride, int keys, float* acc) {
+inline void weighted_values(const float* p, const float* const* v, int column, int stride, int keys, float* acc) {
   vf a[R][V];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int i = 0; i < V; ++i) a[r][i] = vf_load(acc + r * stride + 16 * i);
-  for (int j = 0; j < keys; ++j) {
+  for (int begin = 0; begin < keys; begin += kKvBlock, ++v, p += kKvBlock) {
+    const float* value = *v + column;
+    const int n = keys - begin < kKvBlock ? keys - begin : kKvBlock;
+    for (int j = 0; j < n; ++j, value += stride) {
 #pragma GCC unroll 8
-    for (int i = 0; i < V; ++i) {
-      const vf x = vf_load(v + j * stride + 16 * i);
+      for (int i = 0; i < V; ++i) {
+        const vf x = vf_load(value + 16 * i);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) a[r][i] = vf_fma(vf_set1(p[kAttnKeys * r + j]), x, a[r][i]);
+        for (int r = 0; r < R; ++r) a[r][i] = vf_fma(vf_set1(p[kAttnKeys * r + j]), x, a[r][i]);
+      }
     }
   }
 #pragma GCC unroll 8
@@ -158,15 +176,17 @@ inline void weighted_values(const float* p, const float* v, int stride, int keys
 }
 
 // Rows first .. last - 1 share one number of keys; slabs of 64 dims, four rows at a time.
-inline void add_values(const float* p, const float* v, int w, int keys, int first, int last, float* acc) {
+inline void add_values(const float* p, const float* const* v, int w, int keys, int first, int last, float* acc) {
   int d = 0;
   for (; d + 64 <= w; d += 64) {
     int r = first;
-    for (; r + 4 <= last; r += 4) weighted_values<4, 4>(p + kAttnKeys * r, v + d, w, keys, acc + r * w + d);
-    for (; r < last; ++r) weighted_values<1, 4>(p + kAttnKeys * r, v + d, w, keys, acc + r * w + d);
+    for (; r + 4 <= last; r += 4)
+      for (int e = d; e < d + 64; e += 16 * kValueVectors)
+        weighted_values<4, kValueVectors>(p + kAttnKeys * r, v, e, w, keys, acc + r * w + e);
+    for (; r < last; ++r) weighted_values<1, 4>(p + kAttnKeys * r, v, d, w, keys, acc + r * w + d);
   }
   for (; d < w; d += 16)
-    for (int r = first; r < last; ++r) weighted_values<1, 1>(p + kAttnKeys * r, v + d, w, keys, acc + r * w + d);
+    for (int r = first; r < last; ++r) weighted_values<1, 1>(p + kAttnKeys * r, v, d, w, keys, acc + r * w + d);
 }
 
 inline void scale_row(float* x, int n, float k) {
@@ -207,7 +227,7 @@ inline void softmax_step(float* s, int keys, float* top, float* sum, float* acc,
 }
 
 struct AttnScratch {
-  float* block;  // keys [head_dim][16], then values [16][head_dim], of one block
+  float* block;  // keys [head_dim][16], then values [16][head_dim], of two blocks
   float* q;      // [rows / 8][head_dim][8]
   float* acc;    // [rows][head_dim]
   float* s;      // scores, then weights [rows][kAttnKeys]
@@ -218,7 +238,7 @@ struct AttnScratch {
 inline AttnScratch carve_attention(uint8_t* p) {
   AttnScratch x;
   x.block = (float*)p;
-  x.q = x.block + kKvBlock * kMaxHeadDim;
+  x.q = x.block + kPair * kKvBlock * kMaxHeadDim;
   x.acc = x.q + kAttnRows * kMaxHeadDim;
   x.s = x.acc + kAttnRows * kMaxHeadDim;
   x.sum = x.s + kAttnRows * kAttnKeys;
@@ -243,21 +263,32 @@ void attention(const KvLayer& L, const AttnTile& t, uint8_t* scratch) {
     const int blocks = (clamp_keys(longest - start, kAttnKeys) + kKvBlock - 1) / kKvBlock;
     const int32_t* table = t.block_table + start / kKvBlock;
     const bool more = longest > start + kAttnKeys;
-    for (int b = 0; b < blocks; ++b) {
-      if (b + 1 < blocks || more) prefetch_block(L, table[b + 1], t.kv_head);
-      const float* keys = load_keys(L, table[b], t.kv_head, x.block);
-      for (int r = first / kGroup * kGroup; r < t.rows; r += kGroup)
-        group_scores(t.rows - r, x.q + (size_t)r * dim, keys, dim, x.s + kAttnKeys * r + kKvBlock * b);
+    for (int b = 0; b < blocks; b += kPair) {
+      const int count = blocks - b < kPair ? 1 : kPair;
+      const float* keys[kPair];
+      for (int i = 0; i < count; ++i) {
+        if (b + i + 1 < blocks || more) prefetch_block(L, table[b + i + 1], t.kv_head);
+        keys[i] = load_keys(L, table[b + i], t.kv_head, x.block + i * kKvBlock * kMaxHeadDim);
+      }
+      for (int r = first / kScoreRows * kScoreRows; r < t.rows; r += kScoreRows) {
+        const float* q = x.q + (size_t)(r / kGroup) * dim * kGroup + r % kGroup;
+        float* s = x.s + kAttnKeys * r + kKvBlock * b;
+        if (count == kPair) row_scores<kPair>(t.rows - r, q, keys, dim, s);
+        else row_scores<1>(t.rows - r, q, keys, dim, s);
+      }
     }
     for (int r = first; r < t.rows; ++r)
       softmax_step(x.s + kAttnKeys * r, clamp_keys(t.limit[r] - start, kAttnKeys), x.top + r, x.sum + 16 * r, x.acc + r * w, w);
-    for (int b = 0; b < blocks; ++b) {
+    for (int b = 0; b < blocks; b += kPair) {
       const int begin = start + kKvBlock * b;
-      const float* values = load_values(L, table[b], t.kv_head, clamp_keys(longest - begin, kKvBlock), x.block);
+      const float* values[kPair];
+      for (int i = 0; i < kPair && b + i < blocks; ++i)
+        values[i] = load_values(L, table[b + i], t.kv_head, clamp_keys(longest - begin - kKvBlock * i, kKvBlock),
+                                x.block + i * kKvBlock * kMaxHeadDim);
       for (int r = first; r < t.rows;) {
-        const int keys = clamp_keys(t.limit[r] - begin, kKvBlock);
+        const int keys = clamp_keys(t.limit[r] - begin, kPair * kKvBlock);
         int last = r + 1;
-        while (last < t.rows && clamp_keys(t.limit[last] - begin, kKvBlock) == keys) ++last;
+        while (last < t.rows && clamp_keys(t.limit[last] - begin, kPair * kKvBlock) == keys) ++last;
         if (keys) add_values(x.s + kKvBlock * b, values, w, keys, r, last, x.acc);
         r = last;
       }

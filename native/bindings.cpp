@@ -122,7 +122,7 @@ nb::ndarray<nb::numpy, float> matmul(Runtime& rt, const Matrix& m, Floats2 x) {
   rt.pool.parallel_for(w.panels, [&](int panel, int thread) {
     uint8_t* s = scratch.data() + stride * (size_t)thread;
     float* c = (float*)(s + kGemmScratch);
-    rt.kernels->gemm_panel(w, panel, view, 0, rows, c, s);
+    rt.kernels->gemm_panels(w, panel, 1, view, 0, rows, c, s);
     for (int t = 0; t < rows; ++t)
       for (int r = 0; r < kPanelRows && panel * kPanelRows + r < w.rows; ++r)
         out[(size_t)t * w.rows + panel * kPanelRows + r] = c[t * kPanelRows + r];

@@ -122,12 +122,15 @@ void many_rows_chunk(QuantType type, const uint8_t* p, int blocks, const Scratch
   }
 }
 
-void gemm_panel(const PackedMatrix& w, int panel, const ActView& x, int row_begin, int rows, float* c,
-                uint8_t* scratch) {
-  const uint8_t* p = w.data + (size_t)panel * w.panel_bytes;
-  memset(c, 0, sizeof(float) * (size_t)rows * kPanelRows);
-  if (w.type == QuantType::F32 || w.type == QuantType::F16 || w.type == QuantType::BF16)
-    return gemm_float(w, p, x, row_begin, rows, c, (float*)scratch);
+void gemm_panels(const PackedMatrix& w, int first, int count, const ActView& x, int row_begin, int rows, float* c,
+                 uint8_t* scratch) {
+  const uint8_t* p = w.data + (size_t)first * w.panel_bytes;
+  const size_t panel = (size_t)rows * kPanelRows;
+  memset(c, 0, sizeof(float) * panel * (size_t)count);
+  if (w.type == QuantType::F32 || w.type == QuantType::F16 || w.type == QuantType::BF16) {
+    for (int i = 0; i < count; ++i) gemm_float(w, p + i * w.panel_bytes, x, row_begin, rows, c + i * panel, (float*)scratch);
+    return;
+  }
   Ahead ahead;
   const Scratch s = carve(scratch, &ahead);
   const int visits = kBlocks * ((rows + kTileT - 1) / kTileT);
@@ -136,9 +139,12 @@ void gemm_panel(const PackedMatrix& w, int panel, const ActView& x, int row_begi
     const int left = (w.cols - chunk * kChunk) / 32, blocks = left < kBlocks ? left : kBlocks;
     const size_t at = (size_t)chunk * x.capacity + row_begin;
     const int bytes = (int)chunk_bytes(w.type, blocks);
-    ahead = {p + bytes, p + 2 * bytes, (bytes / 64 + visits - 1) / visits};
-    if (few) few_rows_chunk(w.type, p, blocks, x, at, rows, c);
-    else many_rows_chunk(w.type, p, blocks, s, x, at, rows, c);
+    for (int i = 0; i < count; ++i) {
+      const uint8_t *here = p + i * w.panel_bytes, *next = i + 1 < count ? here + w.panel_bytes : p + bytes;
+      ahead = {next, next + bytes, (bytes / 64 + visits - 1) / visits};
+      if (few) few_rows_chunk(w.type, here, blocks, x, at, rows, c + i * panel);
+      else many_rows_chunk(w.type, here, blocks, s, x, at, rows, c + i * panel);
+    }
     p += bytes;
   }
 }

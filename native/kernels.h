@@ -106,10 +106,11 @@ constexpr int kFullRows = 48;  // query rows that go over the keys together
 struct KernelTable {
   const char* name;
 
-  // c[t][r] = sum over columns of W[panel * 32 + r] * x[row_begin + t], f32 [num_rows][32].
-  // Integer dots are exact; float steps per chunk as the formats intend. scratch: kGemmScratch bytes.
-  void (*gemm_panel)(const PackedMatrix& w, int panel, const ActView& x, int row_begin, int num_rows, float* c,
-                     uint8_t* scratch);
+  // c[i][t][r] = sum over columns of W[(first + i) * 32 + r] * x[row_begin + t], f32 [count][num_rows][32].
+  // Integer dots are exact; float steps per chunk as the formats intend. Panels take turns at each chunk, so that its
+  // activations come from L2 for all but the first. scratch: kGemmScratch bytes.
+  void (*gemm_panels)(const PackedMatrix& w, int first, int count, const ActView& x, int row_begin, int num_rows,
+                      float* c, uint8_t* scratch);
 
   // Quantize columns [256 * chunk, 256 * chunk + 256) of one row into the forms for which `out` has arrays.
   // src points at the chunk's first column and may lie in out.f32 itself.
@@ -143,9 +144,9 @@ struct KernelTable {
 };
 
 constexpr size_t kGemmScratch = 8192 + 2048 + 2048 + 512;
-// One block's keys or values as floats, then per row: query, accumulator, weights of a span, running sums, maximum.
+// Two blocks' keys or values as floats, then per row: query, accumulator, weights of a span, running sums, maximum.
 constexpr size_t kAttnScratch =
-    sizeof(float) * (kKvBlock * kMaxHeadDim + kAttnRows * (2 * kMaxHeadDim + kAttnKeys + 16 + 1));
+    sizeof(float) * (2 * kKvBlock * kMaxHeadDim + kAttnRows * (2 * kMaxHeadDim + kAttnKeys + 16 + 1));
 
 // Per row: scores and weights of a span, accumulator, running sums, maximum.
 constexpr size_t kFullScratch = sizeof(float) * kFullRows * (kAttnKeys + kAttnKeys / 2 + kMaxHeadDim + 16 + 1);

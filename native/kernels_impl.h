@@ -19,7 +19,7 @@ using namespace autoglm;
 
 namespace {
 
-const KernelTable kTable = {kIsaName, gemm_panel, quantize_chunk, rms_norm, layer_norm,
+const KernelTable kTable = {kIsaName, gemm_panels, quantize_chunk, rms_norm, layer_norm,
                              add, silu_mul, gelu, kv_write, attention, pack_heads, full_attention, argmax};
 
 }  // namespace

@@ -12,6 +12,8 @@ namespace autoglm {
 
 // Rows handled per visit of a weight panel: activations of a chunk and the panel's accumulators stay in L2.
 constexpr int kRowBlock = 512;
+// Panels that take turns at a chunk of so many rows: fewer readings of the activations, longer pieces of a row written.
+constexpr int kPanelGroup = 4, kGroupRows = 64;
 
 inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
@@ -108,25 +110,21 @@ struct Program::Linear : Op {
   const char* name() const override { return logits ? "logits" : "linear"; }
   Activation* act;
   std::vector<Part> parts;
-  std::vector<int> first_panel;
-  int panels = 0;
   Buffer* out;
   bool accumulate;
   float scale = 1.0f;  // of what is accumulated
 
-  void store(const Part& part, int panel, int row_begin, int rows, const float* c) const {
+  // One row of one panel.
+  void store(const Part& part, int panel, const float* src, float* dst) const {
     const int r0 = panel * kPanelRows, n = std::min(kPanelRows, part.matrix->view().rows - r0);
     const float* bias = part.bias.empty() ? nullptr : part.bias.data() + r0;
-    for (int t = 0; t < rows; ++t) {
-      const float* src = c + t * kPanelRows;
-      float* dst = out->row(row_begin + t) + part.column + r0;
-      if (accumulate) {
-        for (int i = 0; i < n; ++i) dst[i] += scale * (bias ? src[i] + bias[i] : src[i]);
-      } else if (bias) {
-        for (int i = 0; i < n; ++i) dst[i] = src[i] + bias[i];
-      } else {
-        std::memcpy(dst, src, sizeof(float) * (size_t)n);
-      }
+    dst += part.column + r0;
+    if (accumulate) {
+      for (int i = 0; i < n; ++i) dst[i] += scale * (bias ? src[i] + bias[i] : src[i]);
+    } else if (bias) {
+      for (int i = 0; i < n; ++i) dst[i] = src[i] + bias[i];
+    } else {
+      std::memcpy(dst, src, sizeof(float) * (size_t)n);
     }
   }
 
@@ -134,13 +132,20 @@ struct Program::Linear : Op {
     const ActView in = act->view();
     for (int begin = first; begin < end; begin += kRowBlock) {
       const int n = std::min(kRowBlock, end - begin);
-      p.pool_.parallel_for(panels, [&](int i, int thread) {
-        size_t part = 0;
-        while (part + 1 < parts.size() && i >= first_panel[part + 1]) ++part;
+      const int group = n >= kGroupRows ? kPanelGroup : 1;
+      const auto pieces = [&](const Part& part) { return (part.matrix->view().panels + group - 1) / group; };
+      int total = 0;
+      for (const Part& part : parts) total += pieces(part);
+      p.pool_.parallel_for(total, [&](int i, int thread) {
+        const Part* part = parts.data();
+        for (; i >= pieces(*part); ++part) i -= pieces(*part);
+        const PackedMatrix& w = part->matrix->view();
+        const int panel = i * group, count = std::min(group, w.panels - panel);
         uint8_t* scratch = p.scratch(thread);
         float* c = (float*)(scratch + kGemmScratch);
-        p.kernels_.gemm_panel(parts[part].matrix->view(), i - first_panel[part], in, begin, n, c, scratch);
-        store(parts[part], i - first_panel[part], begin, n, c);
+        p.kernels_.gemm_panels(w, panel, count, in, begin, n, c, scratch);
+        for (int t = 0; t < n; ++t)
+          for (int j = 0; j < count; ++j) store(*part, panel + j, c + (j * n + t) * kPanelRows, out->row(begin + t));
       });
     }
   }
@@ -155,17 +160,20 @@ struct Program::GatedMlp : Op {
     const ActView in = act->view(), out = result->view();
     const int per_chunk = kChunk / kPanelRows;
     for (int begin = first; begin < end; begin += kRowBlock) {
-      const int n = std::min(kRowBlock, end - begin);
+      const int n = std::min(kRowBlock, end - begin), group = n >= kGroupRows ? kPanelGroup / 2 : 1;
       p.pool_.parallel_for(result->chunks(), [&](int chunk, int thread) {
         uint8_t* scratch = p.scratch(thread);
-        float *g = (float*)(scratch + kGemmScratch), *u = g + n * kPanelRows, *h = u + n * kPanelRows;
+        const int size = n * kPanelRows;
+        float *g = (float*)(scratch + kGemmScratch), *u = g + group * size, *h = u + group * size;
         const int last = std::min(gate->view().panels, (chunk + 1) * per_chunk);
-        for (int panel = chunk * per_chunk; panel < last; ++panel) {
-          p.kernels_.gemm_panel(gate->view(), panel, in, begin, n, g, scratch);
-          p.kernels_.gemm_panel(up->view(), panel, in, begin, n, u, scratch);
-          for (int t = 0; t < n; ++t)
-            p.kernels_.silu_mul(g + t * kPanelRows, u + t * kPanelRows, kPanelRows,
-                                h + t * kChunk + (panel % per_chunk) * kPanelRows);
+        for (int panel = chunk * per_chunk; panel < last; panel += group) {
+          const int count = std::min(group, last - panel);
+          p.kernels_.gemm_panels(gate->view(), panel, count, in, begin, n, g, scratch);
+          p.kernels_.gemm_panels(up->view(), panel, count, in, begin, n, u, scratch);
+          for (int j = 0; j < count; ++j)
+            for (int t = 0; t < n; ++t)
+              p.kernels_.silu_mul(g + j * size + t * kPanelRows, u + j * size + t * kPanelRows, kPanelRows,
+                                  h + t * kChunk + (panel + j) % per_chunk * kPanelRows);
         }
         for (int t = 0; t < n; ++t) p.kernels_.quantize_chunk(h + t * kChunk, chunk, out, begin + t);
       });

@@ -173,8 +173,6 @@ void Program::linear(int a, std::vector<Part> parts, int out, bool accumulate, f
     require(part.column >= 0 && part.column + m.rows <= op->out->width, "matrix rows do not fit the output buffer");
     require(part.bias.empty() || (int)part.bias.size() == m.rows, shape("bias", (int)part.bias.size(), m.rows));
     op->act->need(activation_kind(m.type));
-    op->first_panel.push_back(op->panels);
-    op->panels += m.panels;
   }
   op->parts = std::move(parts);
   op->accumulate = accumulate;
@@ -344,7 +342,7 @@ void Program::make_scratch() {
   int widest = 0;
   for (const auto& b : buffers_) widest = std::max(widest, b->stride);
   const size_t rows = (size_t)std::min(max_tokens_, kRowBlock);
-  const size_t gemm = kGemmScratch + rows * (2 * kPanelRows + kChunk) * sizeof(float);
+  const size_t gemm = kGemmScratch + rows * (kPanelGroup * kPanelRows + kChunk) * sizeof(float);
   const size_t norm = (size_t)round_up(widest, kChunk) * sizeof(float);
   scratch_bytes_ = (std::max({gemm, norm, kAttnScratch, kFullScratch}) + 4095) / 4096 * 4096;
   scratch_ = Pages(scratch_bytes_ * (size_t)pool_.size());
