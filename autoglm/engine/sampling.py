@@ -23,7 +23,7 @@ import secrets
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceABC
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,10 @@ MAX_TOP_LOGPROBS = 20
 _NEGLIGIBLE = 25.0
 _FEW = 2048  # so many weights are summed and sorted outright
 _TILE = 512  # elements per partial sum or maximum; 256 to 2048 measured alike on the 2-core build machine
+# What each byte of a constraint's bitmask lets through: the smaller of a logit and its entry here.
+_BYTE_LIMITS = np.where(
+    np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), np.inf, -np.inf
+).astype(np.float32)
 
 
 def _number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
@@ -218,7 +222,7 @@ class Sampler:
     """Draws the next token of a sequence; owns the scratch rows, so one thread at a time."""
 
     def __init__(self, vocab_size: int) -> None:
-        self._scratch: NDArray[np.float32] = np.empty(vocab_size, np.float32)
+        self._scratch: NDArray[np.float32] = np.empty(-(-vocab_size // 8) * 8, np.float32)
 
     def sample(self, logits: NDArray[np.float32], sequence: Sequence) -> SampledToken:
         """Draw one token.
@@ -228,8 +232,8 @@ class Sampler:
         """
         state = sequence.sampler
         mask = sequence.token_mask()
-        report = _model_logprobs(logits, state.params.logprobs) if state.params.logprobs is not None else None
-        if (state.changes_logits or mask is not None) and not logits.flags.writeable:
+        report = self._model_logprobs(logits, state.params.logprobs) if state.params.logprobs is not None else None
+        if (state.changes_logits or mask is not None) and (report is not None or not logits.flags.writeable):
             logits = logits.copy()
         if state.changes_logits:
             state.apply(logits)
@@ -252,16 +256,32 @@ class Sampler:
 
         Few allowed ids: they are gathered, so that all later work is on them alone.
         """
-        bits = np.unpackbits(np.ascontiguousarray(mask).view(np.uint8), bitorder="little")[: logits.size].view(np.bool_)
+        mask_bytes = np.ascontiguousarray(mask).view(np.uint8)
+        bits = np.unpackbits(mask_bytes, bitorder="little")[: logits.size].view(np.bool_)
         num_allowed = int(np.count_nonzero(bits))
         if num_allowed == 0:
             raise EngineError("no token may follow here: the constraint allows none")
         if num_allowed * 8 <= logits.size:
             ids = np.flatnonzero(bits)
             return ids, logits[ids]
-        np.copyto(logits[: bits.size], np.float32(-np.inf), where=~bits)
+        # 25 us for 151,552 ids, of which np.copyto with `where` takes 560. fmin, since a NaN there must not count.
+        limits = self._scratch[: -(-bits.size // 8) * 8]
+        _BYTE_LIMITS.take(mask_bytes[: limits.size // 8], axis=0, out=limits.reshape(-1, 8), mode="clip")
+        np.fmin(logits[: bits.size], limits[: bits.size], out=logits[: bits.size])
         logits[bits.size :] = -np.inf
         return None, logits
+
+    def _model_logprobs(self, logits: NDArray[np.float32], num_top: int) -> _Report:
+        """Log-softmax facts of a row before anything is applied to it."""
+        largest = logits.max()
+        if not np.isfinite(largest):
+            raise EngineError("the model produced logits that are not finite")
+        log_total = float(largest) + math.log(float(_tile_sums(self._weights(logits, largest, 1.0)).sum()))
+        top: list[tuple[int, float]] = []
+        if num_top:
+            best = _top_k(logits, min(num_top, logits.size))
+            top = [(int(i), float(logits[i]) - log_total) for i in best]
+        return _Report(logits, log_total, top)
 
     def _draw(self, values: NDArray[np.float32], best: int, state: SamplerState) -> int:
         """Steps 5 to 8 and the draw; an index into values."""
@@ -345,14 +365,11 @@ def _top_k(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
 
     The k-th largest tile maximum is a floor under the k-th largest value, so one pass of maxima leaves few to sort.
     """
-    num_tiles = values.size // _TILE
-    if num_tiles >= k:
-        maxima = values[: num_tiles * _TILE].reshape(num_tiles, _TILE).max(axis=1)
-        floor = np.partition(maxima, num_tiles - k)[num_tiles - k]
-    else:
-        floor = np.partition(values, values.size - k)[values.size - k]
+    maxima = np.maximum.reduceat(values, np.arange(0, values.size, _TILE))
+    largest = maxima if maxima.size >= k else values
+    floor = np.partition(largest, largest.size - k)[largest.size - k]
     candidates = np.flatnonzero(values >= floor)
-    return candidates[np.argsort(-values[candidates], kind="stable")[:k]]
+    return candidates[_falling_order(values[candidates])[:k]]
 
 
 def _top_p(weights: NDArray[np.float32], top_p: float) -> NDArray[np.int64]:
@@ -369,10 +386,27 @@ def _top_p(weights: NDArray[np.float32], top_p: float) -> NDArray[np.int64]:
         if floor == 0.0 or float(kept.sum(dtype=np.float64)) >= top_p * total:
             break
         floor = floor / 16 if floor > 2.0**-30 else 0.0
-    order = np.argsort(-kept, kind="stable")
+    order = _falling_order(kept)
     mass = np.cumsum(kept[order], dtype=np.float64)
     num_kept = int(np.searchsorted(mass, top_p * total, side="left")) + 1
     return candidates[order[:num_kept]]
+
+
+def _falling_order(values: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Indices by falling value, lowest index first among equals. No NaN, at most 2^32 values.
+
+    One key an index, its order over the index itself, sorted as whole numbers: 2 ms for 151,552 where a stable argsort
+    takes 16 (AVX-512), the same order.
+    """
+    if values.size <= _FEW:
+        return np.argsort(-values, kind="stable")
+    bits = (values + np.float32(0)).view(np.uint32)  # -0 becomes 0, which it equals
+    # Positive floats rise with their bits, negative ones fall; falling values want rising keys.
+    keys = np.where(bits >> np.uint32(31), bits, ~bits & np.uint32(0x7FFFFFFF)).astype(np.uint64) << np.uint64(32)
+    keys |= np.arange(values.size, dtype=np.uint64)
+    keys.sort()
+    order: NDArray[np.int64] = (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    return order
 
 
 def _tile_sums(weights: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -400,7 +434,7 @@ def _inverse_cdf(weights: NDArray[np.float32], uniform: float) -> int:
 
 
 class _Report(NamedTuple):
-    """The model's log-probabilities of one row, kept apart from what the later steps overwrite."""
+    """The model's log-probabilities of one row; the later steps leave its logits as they are."""
 
     logits: NDArray[np.float32]
     log_total: float
@@ -408,16 +442,3 @@ class _Report(NamedTuple):
 
     def of(self, token_id: int) -> float:
         return float(self.logits[token_id]) - self.log_total
-
-
-def _model_logprobs(logits: NDArray[np.float32], num_top: int) -> _Report:
-    """Log-softmax facts of a row before anything is applied to it."""
-    largest = logits.max()
-    if not np.isfinite(largest):
-        raise EngineError("the model produced logits that are not finite")
-    log_total = float(largest) + math.log(float(_tile_sums(np.exp(logits - largest)).sum()))
-    top: list[Any] = []
-    if num_top:
-        best = _top_k(logits, min(num_top, logits.size))
-        top = [(int(i), float(logits[i]) - log_total) for i in best]
-    return _Report(logits.copy(), log_total, top)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from autoglm.engine.sampling import Sampler, SamplingParams, sample
+from autoglm.engine.sampling import Sampler, SamplingParams, _falling_order, sample
 from autoglm.engine.sequence import Sequence
 from autoglm.errors import EngineError, RequestError
 
@@ -181,6 +181,29 @@ def test_seed_fixes_the_draws_and_no_seed_varies() -> None:
     assert draw_many(logits, [1], [], 20).tolist() != draw_many(logits, [1], [], 20).tolist()
 
 
+@pytest.mark.parametrize(
+    ("spread", "params", "expected"),
+    [
+        (1.0, {"temperature": 1.0}, [0, 8532, 17646, 2947, 7527, 19732]),
+        (0.2, {"temperature": 1.5, "top_p": 0.9}, [6239, 19689, 1129, 5232, 13707, 18998]),
+        (0.0, {"top_p": 0.5}, [0, 4267, 8792, 1498, 3797, 9865]),
+        (1.0, {"top_k": 5000}, [6239, 12014, 3151, 18800, 4996, 9914]),
+        (2.0, {"temperature": 0.7, "top_p": 0.8, "min_p": 0.01}, [6239, 17846, 17210, 5658, 15640, 2120]),
+    ],
+)
+def test_a_seed_draws_what_it_always_drew(spread: float, params: dict[str, object], expected: list[int]) -> None:
+    """Recorded when sorting was NumPy's stable argsort: a faster way may not change an answer."""
+    logits = (np.random.default_rng(17).standard_normal(20001) * spread).astype(np.float32)
+    assert draw_many(logits, [1], [], 6, seed=4, **params).tolist() == expected
+
+
+def test_falling_order_is_a_stable_sort() -> None:
+    """Ties, both zeros, both signs and forbidden ids, in a row too long to be sorted outright."""
+    values = np.round(np.random.default_rng(6).standard_normal(9000), 2).astype(np.float32)
+    values[::7], values[::11], values[::13] = 0.0, -0.0, -np.inf
+    np.testing.assert_array_equal(_falling_order(values), np.argsort(-values, kind="stable"))
+
+
 def test_logprobs_are_the_models_own() -> None:
     """Log-softmax of the logits as they came, whatever temperature, bias and bans did to the draw."""
     logits = (np.random.default_rng(2).standard_normal(VOCAB) * 4).astype(np.float32)
@@ -233,6 +256,24 @@ def test_constraint_mask(temperature: float, num_allowed: int, words: int) -> No
     assert drawn <= set(allowed)
     if temperature == 0.0:
         assert drawn == {max(allowed, key=lambda i: (logits[i], -i))}
+
+
+@pytest.mark.parametrize("vocab", [VOCAB - 3, VOCAB])
+def test_a_wide_mask_leaves_nothing_of_the_rest(vocab: int) -> None:
+    """Logprobs stay the model's, a NaN at a forbidden id does not count, one at an allowed id is an error."""
+    logits = np.random.default_rng(8).standard_normal(vocab).astype(np.float32)
+    best = int(logits.argmax())
+    sequence = make_sequence([1], [], temperature=0.0, logprobs=1)
+    sequence.constraint = Mask([i for i in range(vocab) if i != best], 157)
+    drawn = sample(logits, sequence)
+    assert drawn.token_id == int(np.argsort(-logits)[1]) and drawn.top[0][0] == best
+    plain = make_sequence([1], [], temperature=0.0)
+    plain.constraint = sequence.constraint
+    logits[best] = np.nan
+    assert sample(logits.copy(), plain).token_id == drawn.token_id
+    logits[vocab - 1] = np.nan
+    with pytest.raises(EngineError, match="not finite"):
+        sample(logits, plain)
 
 
 def test_bans_hold_under_a_mask() -> None:
