@@ -15,7 +15,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gguf
@@ -26,6 +25,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 from glm4_file import random_matrix  # noqa: E402
 
 from autoglm import kernels  # noqa: E402
+from autoglm.deploy.machine import read_test_bytes  # noqa: E402
 from autoglm.kernels import reference  # noqa: E402
 
 COLUMNS = 4096
@@ -41,14 +41,6 @@ def best_of(run: Callable[[], None], seconds: float) -> float:
         best = min(best, time.perf_counter() - begin)
         calls += 1
     return best
-
-
-def memory_read_gb_s(threads: int, seconds: float) -> float:
-    """Bytes a second that `threads` threads read from memory together, each its own 256 MB."""
-    arrays = [np.ones(32 << 20, np.uint64) for _ in range(threads)]
-    with ThreadPoolExecutor(threads) as pool:
-        duration = best_of(lambda: list(pool.map(np.bitwise_or.reduce, arrays)) and None, seconds)
-    return sum(a.nbytes for a in arrays) / duration / 1e9
 
 
 class Product:
@@ -98,8 +90,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5, help="time spent on each number")
     arguments = parser.parse_args()
     runtime = kernels.Runtime(arguments.threads, arguments.isa)
-    bandwidth = memory_read_gb_s(arguments.threads, arguments.seconds)
-    print(f"{runtime.isa}, {arguments.threads} threads; memory read {bandwidth:.1f} GB/s")
+    limits = kernels.measure_limits(runtime, read_test_bytes(), arguments.seconds)
+    bandwidth = limits.read_bytes_per_s / 1e9
+    print(
+        f"{runtime.isa}, {arguments.threads} threads; memory read {bandwidth:.1f} GB/s, at most "
+        f"{2e-9 * limits.int8_macs_per_s:.0f} GOPS in 8 bits and {2e-9 * limits.float_macs_per_s:.0f} in floats"
+    )
     print(f"{'type':<6}" + "".join(f"{f'T={t} GB/s':>12}{'GOPS':>8}" for t in TOKENS))
     results: dict[str, dict[str, float]] = {}
     for type_id, name in reference.TYPE_NAMES.items():
@@ -114,7 +110,12 @@ def main() -> None:
             results[name][f"gb_s_{tokens}"], results[name][f"gops_{tokens}"] = round(rate, 2), round(gops, 1)
             line += f"{rate:>12.1f}{gops:>8.0f}"
         print(line, flush=True)
-    print(json.dumps({"isa": runtime.isa, "threads": arguments.threads, "memory_gb_s": bandwidth, "types": results}))
+    facts = {
+        "memory_gb_s": bandwidth,
+        "int8_gops": 2e-9 * limits.int8_macs_per_s,
+        "float_gops": 2e-9 * limits.float_macs_per_s,
+    }
+    print(json.dumps({"isa": runtime.isa, "threads": arguments.threads, **facts, "types": results}))
 
 
 if __name__ == "__main__":

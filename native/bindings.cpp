@@ -1,7 +1,6 @@
 // nanobind only: check arguments, release the GIL, call the engine.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
-#include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
@@ -13,6 +12,7 @@
 #include <mutex>
 #include <stdexcept>
 
+#include "machine_limits.h"
 #include "program.h"
 #include "quantize.h"
 
@@ -266,7 +266,25 @@ NB_MODULE(_native, m) {
       .def_static("block_bytes", [](int kv_heads, int head_dim, const std::string& k, const std::string& v) {
         return KvCache::block_bytes(kv_heads, head_dim, to_kv(k), to_kv(v));
       }, "num_kv_heads"_a, "head_dim"_a, "type_k"_a, "type_v"_a)
+      .def("fill", &KvCache::fill, "Overwrite all keys and values with one small number, so that reads of them can be timed.")
       .def_prop_ro("nbytes", &KvCache::nbytes);
+
+  nb::class_<OpProfile>(m, "OpProfile", "What one operation of a program took, and how much of it there was to do.")
+      .def_ro("name", &OpProfile::name)
+      .def_ro("rows", &OpProfile::rows, "Of its weights; 0 where it has none.")
+      .def_ro("cols", &OpProfile::cols)
+      .def_ro("types", &OpProfile::types, "Type ids of its weights, each once.")
+      .def_ro("calls", &OpProfile::calls)
+      .def_ro("seconds", &OpProfile::seconds, "Wall time.")
+      .def_ro("busy_s", &OpProfile::busy_s, "Time at work, summed over the threads.")
+      .def_prop_ro("bytes", [](const OpProfile& p) { return p.work.bytes; }, "Of packed weights, table rows, keys and values read.")
+      .def_prop_ro("int8_macs", [](const OpProfile& p) { return p.work.int8_macs; })
+      .def_prop_ro("float_macs", [](const OpProfile& p) { return p.work.float_macs; });
+
+  nb::class_<MachineLimits>(m, "MachineLimits", "What all threads of a runtime reach together at best.")
+      .def_ro("read_bytes_per_s", &MachineLimits::read_bytes_per_s)
+      .def_ro("int8_macs_per_s", &MachineLimits::int8_macs_per_s)
+      .def_ro("float_macs_per_s", &MachineLimits::float_macs_per_s);
 
   nb::class_<PyProgram>(m, "Program", "A network as a list of operations over named buffers.")
       .def(nb::init<std::shared_ptr<Runtime>, int>(), "runtime"_a, "max_tokens"_a)
@@ -291,16 +309,16 @@ NB_MODULE(_native, m) {
         p.program.quantize(x, act, gelu ? Program::Unary::Gelu : Program::Unary::None);
       }, "x"_a, "act"_a, "gelu"_a = false)
       .def("linear", [](PyProgram& p, int act, std::vector<std::shared_ptr<Matrix>> matrices, int out,
-                        std::vector<std::optional<Floats>> biases, bool accumulate, float scale) {
+                        std::vector<std::optional<Floats>> biases, bool accumulate, float scale, std::string name) {
         std::vector<Program::Part> parts;
         int column = 0;
         for (size_t i = 0; i < matrices.size(); ++i) {
           parts.push_back({matrices[i], i < biases.size() ? to_vector(biases[i]) : std::vector<float>(), column});
           column += matrices[i]->view().rows;
         }
-        p.program.linear(act, std::move(parts), out, accumulate, scale);
+        p.program.linear(act, std::move(parts), out, accumulate, scale, std::move(name));
       }, "act"_a, "matrices"_a, "out"_a, "biases"_a = std::vector<std::optional<Floats>>(),
-           "accumulate"_a = false, "scale"_a = 1.0f)
+           "accumulate"_a = false, "scale"_a = 1.0f, "name"_a = "linear")
       .def("gated_mlp", [](PyProgram& p, int act, std::shared_ptr<Matrix> gate, std::shared_ptr<Matrix> up, int result) {
         p.program.gated_mlp(act, gate, up, result);
       }, "act"_a, "gate"_a, "up"_a, "result"_a)
@@ -328,8 +346,8 @@ NB_MODULE(_native, m) {
       .def("advance", &PyProgram::advance, "seconds"_a, "Go on with the started step for about so long; whether it is done.")
       .def("result_rows", &PyProgram::result, "The rows of a step that is done; valid until the next start.")
       .def("set_profiling", [](PyProgram& p, bool on) { p.program.set_profiling(on); }, "on"_a)
-      .def_prop_ro("profile_s", [](const PyProgram& p) { return p.program.profile_s(); },
-                   "Wall seconds by kind of operation since profiling was switched on.")
+      .def("profile", [](const PyProgram& p) { return p.program.profile(); },
+           "One entry an operation, in order, summed since profiling was switched on; the first, 'plan', is start().")
       .def("view", &PyProgram::view, "buffer"_a, "The buffer as f32 [max_tokens, width], shared memory.")
       .def_prop_ro("nbytes", [](const PyProgram& p) { return p.program.nbytes(); });
 
@@ -344,6 +362,13 @@ NB_MODULE(_native, m) {
   }, "data"_a.noconvert(), "type_id"_a, "num_elements"_a);
   m.def("quantize", &quantize_rows, "runtime"_a, "x"_a.noconvert(), "type_id"_a,
         "Rows of finite weights [rows, cols] as Q8_0, Q5_0, Q4_K or Q6_K blocks, u8 [rows * row bytes].");
+  m.def("measure_limits", [](Runtime& rt, size_t read_bytes, double seconds) {
+    require(read_bytes >= 1 && read_bytes <= (size_t)1 << 40, "read_bytes must be 1 to 2^40");
+    nb::gil_scoped_release release;
+    std::lock_guard<std::mutex> lock(rt.in_use);
+    return measure_limits(*rt.kernels, rt.pool, read_bytes, seconds);
+  }, "runtime"_a, "read_bytes"_a, "seconds"_a,
+        "Memory read and multiply-adds a second with the runtime's kernels, about `seconds` for each. read_bytes: more than the last cache holds.");
   m.def("argmax", [](Runtime& rt, Floats x) { return rt.kernels->argmax(x.data(), (int)x.size()); }, "runtime"_a, "x"_a.noconvert(),
         "Index of the largest value, the lowest among equals; -1 if there is a NaN or infinity.");
 }

@@ -141,6 +141,12 @@ struct KernelTable {
 
   // Index of the largest of n floats, the lowest index among equals; -1 if a NaN is among them.
   int (*argmax)(const float* x, int n);
+
+  // Measures of this instruction set (peaks.h): the multiply-adds done in so many rounds, at most 2^20 of them.
+  int64_t (*peak_int8)(int rounds);
+  int64_t (*peak_float)(int rounds);
+  // Reads a multiple of 256 bytes, asking `ahead` bytes ahead unless that is 0.
+  void (*peak_read)(const uint8_t* p, size_t bytes, size_t ahead);
 };
 
 constexpr size_t kGemmScratch = 8192 + 2048 + 2048 + 512;

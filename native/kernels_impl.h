@@ -16,10 +16,12 @@ using namespace autoglm;
 #include "activations.h"
 #include "attention.h"
 #include "full_attention.h"
+#include "peaks.h"
 
 namespace {
 
 const KernelTable kTable = {kIsaName, gemm_panels, quantize_chunk, rms_norm, layer_norm,
-                             add, silu_mul, gelu, kv_write, attention, pack_heads, full_attention, argmax};
+                             add, silu_mul, gelu, kv_write, attention, pack_heads, full_attention, argmax,
+                             peak_int8, peak_float, peak_read};
 
 }  // namespace

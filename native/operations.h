@@ -3,6 +3,7 @@
 // Included by program.cpp alone, which builds them.
 #pragma once
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 
@@ -17,8 +18,37 @@ constexpr int kPanelGroup = 4, kGroupRows = 64;
 
 inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
+using Clock = std::chrono::steady_clock;
+inline double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+// As the pool's; while profiling, what each thread works is added up.
+template <class F>
+void Program::parallel_for(int count, const F& f) {
+  if (!profiling_) return pool_.parallel_for(count, f);
+  pool_.parallel_for(count, [&](int i, int thread) {
+    const auto start = Clock::now();
+    f(i, thread);
+    busy_[(size_t)thread].value += since(start);
+  });
+}
+
+// A product of n rows: the weights are read once for every kRowBlock rows, the multiply-adds are those of real rows.
+inline void count_product(const PackedMatrix& m, int n, Work* work) {
+  const double macs = (double)m.rows * m.cols * n;
+  work->bytes += (double)m.panels * (double)m.panel_bytes * ((n + kRowBlock - 1) / kRowBlock);
+  (activation_kind(m.type) == ActKind::Float ? work->float_macs : work->int8_macs) += macs;
+}
+
+inline void describe_weights(const PackedMatrix& m, OpProfile* profile) {
+  profile->rows += m.rows;
+  profile->cols = m.cols;
+  auto& types = profile->types;
+  if (std::find(types.begin(), types.end(), (int)m.type) == types.end()) types.push_back((int)m.type);
+}
+
 struct Program::Op {
   bool logits = false;  // rows are Step::logits_rows, not all tokens
+  OpProfile profile;
   virtual ~Op() = default;
   virtual const char* name() const = 0;
   // Independent pieces of work in a step: rows, unless an operation counts otherwise.
@@ -28,6 +58,8 @@ struct Program::Op {
   virtual int least_slice(const Program& p) const { return std::min(slice(p), kRowBlock / 8); }
   int fitted_slice = 0;  // what the time per slice has left of it; 0: not known yet
   virtual void run(Program& p, const Step& step, int begin, int end) = 0;
+  // Of a whole step, run in one piece; nothing where neither weights nor the cache are read.
+  virtual Work work(const Program&, const Step&) const { return {}; }
 };
 
 struct Program::Embed : Op {
@@ -38,13 +70,18 @@ struct Program::Embed : Op {
   int width;
   Buffer* out;
   void run(Program& p, const Step& step, int begin, int end) override {
-    p.pool_.parallel_for(end - begin, [&](int i, int) {
+    p.parallel_for(end - begin, [&](int i, int) {
       const int r = begin + i, id = step.token_ids[r];
       if (id < 0)
         std::memcpy(out->row(r), step.embeddings + (size_t)(-1 - id) * (size_t)width, sizeof(float) * (size_t)width);
       else
         dequantize(type, table + (size_t)id * row_size, (size_t)width, out->row(r));
     });
+  }
+  Work work(const Program&, const Step& step) const override {
+    Work w;
+    for (int t = 0; t < step.num_tokens; ++t) w.bytes += step.token_ids[t] < 0 ? 0 : (double)row_size;
+    return w;
   }
 };
 
@@ -64,7 +101,7 @@ struct Program::Norm : Op {
   Activation* act;
   void run(Program& p, const Step&, int begin, int end) override {
     const ActView out = act->view();
-    p.pool_.parallel_for(end - begin, [&](int i, int thread) {
+    p.parallel_for(end - begin, [&](int i, int thread) {
       const int r = begin + i;
       float *row = x->row(r), *normed = (float*)p.scratch(thread);
       if (branch) {
@@ -84,7 +121,7 @@ struct Program::Normalize : Op {
   std::vector<float> weight, bias;
   float eps;
   void run(Program& p, const Step&, int begin, int end) override {
-    p.pool_.parallel_for(end - begin, [&](int i, int) {
+    p.parallel_for(end - begin, [&](int i, int) {
       apply_norm(p.kernels_, x->row(begin + i), weight, bias, eps, x->width, out->row(begin + i));
     });
   }
@@ -97,7 +134,7 @@ struct Program::Quantize : Op {
   Unary function;
   void run(Program& p, const Step&, int begin, int end) override {
     const ActView out = act->view();
-    p.pool_.parallel_for(end - begin, [&](int i, int) {
+    p.parallel_for(end - begin, [&](int i, int) {
       const int r = begin + i;
       // In place: whoever asks for a function of a buffer has no other use for it.
       if (function == Unary::Gelu) p.kernels_.gelu(x->row(r), round_up(x->width, 16), x->row(r));
@@ -107,7 +144,8 @@ struct Program::Quantize : Op {
 };
 
 struct Program::Linear : Op {
-  const char* name() const override { return logits ? "logits" : "linear"; }
+  std::string label;
+  const char* name() const override { return label.c_str(); }
   Activation* act;
   std::vector<Part> parts;
   Buffer* out;
@@ -136,7 +174,7 @@ struct Program::Linear : Op {
       const auto pieces = [&](const Part& part) { return (part.matrix->view().panels + group - 1) / group; };
       int total = 0;
       for (const Part& part : parts) total += pieces(part);
-      p.pool_.parallel_for(total, [&](int i, int thread) {
+      p.parallel_for(total, [&](int i, int thread) {
         const Part* part = parts.data();
         for (; i >= pieces(*part); ++part) i -= pieces(*part);
         const PackedMatrix& w = part->matrix->view();
@@ -149,10 +187,16 @@ struct Program::Linear : Op {
       });
     }
   }
+
+  Work work(const Program&, const Step& step) const override {
+    Work w;
+    for (const Part& part : parts) count_product(part.matrix->view(), count(step), &w);
+    return w;
+  }
 };
 
 struct Program::GatedMlp : Op {
-  const char* name() const override { return "gated_mlp"; }
+  const char* name() const override { return "gate_up"; }
   Activation *act, *result;
   std::shared_ptr<Matrix> gate, up;
   // One item is 256 columns of the hidden layer: the span one activation scale covers.
@@ -161,7 +205,7 @@ struct Program::GatedMlp : Op {
     const int per_chunk = kChunk / kPanelRows;
     for (int begin = first; begin < end; begin += kRowBlock) {
       const int n = std::min(kRowBlock, end - begin), group = n >= kGroupRows ? kPanelGroup / 2 : 1;
-      p.pool_.parallel_for(result->chunks(), [&](int chunk, int thread) {
+      p.parallel_for(result->chunks(), [&](int chunk, int thread) {
         uint8_t* scratch = p.scratch(thread);
         const int size = n * kPanelRows;
         float *g = (float*)(scratch + kGemmScratch), *u = g + group * size, *h = u + group * size;
@@ -178,6 +222,11 @@ struct Program::GatedMlp : Op {
         for (int t = 0; t < n; ++t) p.kernels_.quantize_chunk(h + t * kChunk, chunk, out, begin + t);
       });
     }
+  }
+  Work work(const Program&, const Step& step) const override {
+    Work w;
+    for (const auto& m : {gate, up}) count_product(m->view(), count(step), &w);
+    return w;
   }
 };
 
@@ -201,7 +250,7 @@ struct Program::RopeCache : Op {
     const KvLayer& kv = p.cache_->layer(layer);
     const int d = p.rope_.head_dim;
     const float scale = 1.0f / std::sqrt((float)d);
-    p.pool_.parallel_for(end - begin, [&](int i, int) {
+    p.parallel_for(end - begin, [&](int i, int) {
       const int r = begin + i;
       const float* cs = step.rope.data() + (size_t)r * (size_t)p.rope_.rotary_dim;
       float* q = qkv->row(r);
@@ -232,7 +281,7 @@ struct Program::Attend : Op {
   int slice(const Program& p) const override { return 2 * p.pool_.size(); }
   void run(Program& p, const Step& step, int begin, int end) override {
     const int d = p.rope_.head_dim;
-    p.pool_.parallel_for(end - begin, [&](int i, int thread) {
+    p.parallel_for(end - begin, [&](int i, int thread) {
       const Step::AttnItem& item = step.attention[(size_t)(begin + i)];
       const float* q[kAttnRows];
       float* o[kAttnRows];
@@ -249,6 +298,19 @@ struct Program::Attend : Op {
                            p.scratch(thread));
     });
   }
+  // The cache counts once a step, though the rows of a prompt go over it again and again: those find it in a cache.
+  Work work(const Program& p, const Step& step) const override {
+    const KvLayer& kv = p.cache_->layer(layer);
+    Work w;
+    for (int s = 0; s < step.num_seqs; ++s) {
+      if (step.cu_seqlens_q[s] == step.cu_seqlens_q[s + 1]) continue;
+      const int blocks = (keys_of(step, s, step.cu_seqlens_q[s + 1] - 1) + kKvBlock - 1) / kKvBlock;
+      w.bytes += (double)blocks * kv.num_kv_heads * (double)(kv.k_bytes + kv.v_bytes);
+      for (int t = step.cu_seqlens_q[s]; t < step.cu_seqlens_q[s + 1]; ++t)
+        w.float_macs += 2.0 * keys_of(step, s, t) * p.num_heads_ * kv.head_dim;
+    }
+    return w;
+  }
 };
 
 struct Program::PackHeads : Op {
@@ -259,7 +321,7 @@ struct Program::PackHeads : Op {
   void run(Program& p, const Step& step, int begin, int end) override {
     const FullHeads& heads = p.full_heads_;
     const int d = heads.head_dim;
-    p.pool_.parallel_for(end - begin, [&](int i, int) {
+    p.parallel_for(end - begin, [&](int i, int) {
       const int span = begin + i, last = std::min(step.num_tokens, (span + 1) * kAttnKeys);
       for (int r = span * kAttnKeys; r < last; ++r)
         for (int h = 0; h < 2 * heads.num_heads; ++h)
@@ -279,7 +341,7 @@ struct Program::FullAttend : Op {
   int slice(const Program& p) const override { return 4 * p.pool_.size(); }
   void run(Program& p, const Step& step, int begin, int end) override {
     const FullHeads& heads = p.full_heads_;
-    p.pool_.parallel_for(end - begin, [&](int i, int thread) {
+    p.parallel_for(end - begin, [&](int i, int thread) {
       const int head = (begin + i) / blocks(step), first = (begin + i) % blocks(step) * kFullRows;
       const int rows = std::min(kFullRows, step.num_tokens - first);
       float* o[kFullRows];
@@ -293,7 +355,7 @@ struct Program::Gather : Op {
   const char* name() const override { return "gather"; }
   Buffer *x, *out;
   void run(Program& p, const Step& step, int begin, int end) override {
-    p.pool_.parallel_for(end - begin, [&](int i, int) {
+    p.parallel_for(end - begin, [&](int i, int) {
       const int r = begin + i;
       std::memcpy(out->row(r), x->row(step.logits_rows[r]), sizeof(float) * (size_t)x->width);
     });

@@ -2,8 +2,8 @@
 #include "operations.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
+#include <cstring>
 #include <stdexcept>
 #include <utility>
 
@@ -63,6 +63,11 @@ KvCache::KvCache(int num_layers, int num_blocks, int kv_heads, int head_dim, KvT
     layers_.push_back({base, base + (size_t)num_blocks * (size_t)kv_heads * k_only, k, v, kv_heads, head_dim, head_dim,
                        (head_dim + 31) / 32, k_only, v_only});
   }
+}
+
+void KvCache::fill() {
+  // 0.0966 in half precision, 4e-11 as a float: normal numbers in every type of cache.
+  std::memset(pages_.data(), 0x2e, pages_.size());
 }
 
 Program::Program(const KernelTable& kernels, ThreadPool& pool, int max_tokens)
@@ -163,7 +168,7 @@ void Program::quantize(int x, int a, Unary function) {
   ops_.push_back(std::move(op));
 }
 
-void Program::linear(int a, std::vector<Part> parts, int out, bool accumulate, float scale) {
+void Program::linear(int a, std::vector<Part> parts, int out, bool accumulate, float scale, std::string name) {
   auto op = std::make_unique<Linear>();
   op->act = &act(a);
   op->out = &at(out);
@@ -173,10 +178,12 @@ void Program::linear(int a, std::vector<Part> parts, int out, bool accumulate, f
     require(part.column >= 0 && part.column + m.rows <= op->out->width, "matrix rows do not fit the output buffer");
     require(part.bias.empty() || (int)part.bias.size() == m.rows, shape("bias", (int)part.bias.size(), m.rows));
     op->act->need(activation_kind(m.type));
+    describe_weights(m, &op->profile);
   }
   op->parts = std::move(parts);
   op->accumulate = accumulate;
   op->scale = scale;
+  op->label = std::move(name);
   op->logits = gathered_;
   ops_.push_back(std::move(op));
 }
@@ -189,6 +196,7 @@ void Program::gated_mlp(int a, std::shared_ptr<Matrix> gate, std::shared_ptr<Mat
     require(m->view().cols == op->act->width, shape("matrix columns", m->view().cols, op->act->width));
     require(m->view().rows == op->result->width, shape("matrix rows", m->view().rows, op->result->width));
     op->act->need(activation_kind(m->view().type));
+    describe_weights(m->view(), &op->profile);
   }
   op->gate = std::move(gate);
   op->up = std::move(up);
@@ -293,8 +301,22 @@ void Program::result(int x) {
 int Program::result_width() const { return result_ < 0 ? 0 : buffers_[(size_t)result_]->stride; }
 
 void Program::set_profiling(bool on) {
+  const auto forget = [](OpProfile& p) { p.calls = 0, p.seconds = p.busy_s = 0, p.work = {}; };
   profiling_ = on;
-  if (on) profile_s_.clear();
+  if (!on) return;
+  busy_.assign((size_t)pool_.size(), {});
+  forget(plan_);
+  for (const auto& op : ops_) forget(op->profile);
+}
+
+std::vector<OpProfile> Program::profile() const {
+  std::vector<OpProfile> all{plan_};
+  all[0].name = "plan";
+  for (const auto& op : ops_) {
+    all.push_back(op->profile);
+    all.back().name = op->name();
+  }
+  return all;
 }
 
 size_t Program::nbytes() const {
@@ -351,28 +373,44 @@ void Program::make_scratch() {
 void Program::start(Step step) {
   require(result_ >= 0, "the program has no result");
   if (!scratch_.data()) make_scratch();
+  const auto before = Clock::now();
   step_ = std::move(step);
   if (cache_ || full_heads_.num_heads) plan_rope(step_);
   if (cache_) plan_attention(step_);
   full_heads_.rows = step_.num_tokens;
   next_op_ = 0;
   next_row_ = 0;
+  if (!profiling_) return;
+  const double took = since(before);
+  plan_.seconds += took;
+  plan_.busy_s += took;  // nearly all of it on this thread alone
+  ++plan_.calls;
+}
+
+void Program::note(Op& op, double took, bool is_done) {
+  OpProfile& p = op.profile;
+  p.seconds += took;
+  for (Seconds& busy : busy_) p.busy_s += std::exchange(busy.value, 0);
+  if (!is_done) return;
+  ++p.calls;
+  const Work work = op.work(*this, step_);
+  p.work.bytes += work.bytes;
+  p.work.int8_macs += work.int8_macs;
+  p.work.float_macs += work.float_macs;
 }
 
 bool Program::advance(double seconds) {
-  using Clock = std::chrono::steady_clock;
-  const auto since = [](Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); };
+  const bool whole = std::isinf(seconds), timed = profiling_ || !whole;
   const auto started = Clock::now();
-  const bool whole = std::isinf(seconds);
   while (next_op_ < ops_.size()) {
     Op& op = *ops_[next_op_];
     if (!op.fitted_slice) op.fitted_slice = op.least_slice(*this);
     const int count = op.count(step_), end = whole ? count : std::min(count, next_row_ + op.fitted_slice);
     if (end > next_row_) {
-      const auto before = Clock::now();
+      const auto before = timed ? Clock::now() : started;
       op.run(*this, step_, next_row_, end);
-      const double took = since(before);
-      if (profiling_) profile_s_[op.name()] += took;
+      const double took = timed ? since(before) : 0;
+      if (profiling_) note(op, took, end >= count);
       // Longer pieces read the weights less often; one that takes half of the time allowed is long enough.
       if (took > seconds / 2) op.fitted_slice = std::max(op.least_slice(*this), op.fitted_slice / 2);
       else if (took < seconds / 8) op.fitted_slice = std::min(op.slice(*this), op.fitted_slice * 2);

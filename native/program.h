@@ -4,7 +4,6 @@
 // operation is one or two parallel loops; a buffer holds one row per token of the step.
 #pragma once
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -48,6 +47,8 @@ class KvCache {
   int num_kv_heads() const { return layers_[0].num_kv_heads; }
   int head_dim() const { return layers_[0].head_dim; }
   size_t nbytes() const { return pages_.size(); }
+  // Overwrites all of it with one small number: pages nobody wrote are all one page of zeros, too fast to be timed.
+  void fill();
   static size_t block_bytes(int num_kv_heads, int head_dim, KvType k, KvType v);  // one layer, one block
 
  private:
@@ -74,6 +75,20 @@ struct Step {
   std::vector<float> rope;                // [T][rotary_dim / 2][cos, sin]
 };
 
+// What an operation has to do in one step: bytes of weights or cached keys and values it reads, multiply-adds.
+struct Work { double bytes = 0, int8_macs = 0, float_macs = 0; };
+
+// One operation's totals since profiling was switched on. busy_s is summed over the threads: seconds * threads - busy_s
+// is what they waited, for each other or for work.
+struct OpProfile {
+  std::string name;
+  int rows = 0, cols = 0;   // of its weights, 0 where it has none
+  std::vector<int> types;   // of its weights, each once
+  int calls = 0;
+  double seconds = 0, busy_s = 0;
+  Work work;
+};
+
 class Program {
  public:
   Program(const KernelTable& kernels, ThreadPool& pool, int max_tokens);
@@ -93,7 +108,8 @@ class Program {
   void quantize(int x, int act, Unary function = Unary::None);
   // out[:, column .. column + rows) = W act (+ bias), or += scale * (...) with accumulate. Several matrices share one loop.
   struct Part { std::shared_ptr<Matrix> matrix; std::vector<float> bias; int column; };
-  void linear(int act, std::vector<Part> parts, int out, bool accumulate, float scale = 1.0f);
+  // `name` stands in its profile.
+  void linear(int act, std::vector<Part> parts, int out, bool accumulate, float scale = 1.0f, std::string name = "linear");
   // result = quantize(silu(gate act) * (up act)), never leaving the cache in float
   void gated_mlp(int act, std::shared_ptr<Matrix> gate, std::shared_ptr<Matrix> up, int result);
   void set_attention(RopeConfig rope, std::shared_ptr<KvCache> cache, int num_heads);
@@ -123,9 +139,10 @@ class Program {
   const Buffer& buffer_at(int i) const { return *buffers_.at((size_t)i); }
   size_t nbytes() const;
 
-  // Wall time spent in each kind of operation since profiling was switched on (or on again).
+  // Switching it on (or on again) forgets what was measured. Off, it costs nothing.
   void set_profiling(bool on);
-  const std::map<std::string, double>& profile_s() const { return profile_s_; }
+  // Operations in their order; the first, "plan", is what start() does.
+  std::vector<OpProfile> profile() const;
 
  private:
   struct Op;
@@ -137,6 +154,8 @@ class Program {
   void plan_attention(Step& step) const;
   void plan_rope(Step& step) const;
   void make_scratch();
+  template <class F> void parallel_for(int count, const F& f);
+  void note(Op& op, double took, bool is_done);
 
   const KernelTable& kernels_;
   ThreadPool& pool_;
@@ -155,7 +174,9 @@ class Program {
   size_t next_op_ = 0;  // where the step stands: ops_.size() when it is done
   int next_row_ = 0;
   bool profiling_ = false;
-  std::map<std::string, double> profile_s_;
+  OpProfile plan_;
+  struct alignas(64) Seconds { double value = 0; };
+  std::vector<Seconds> busy_;  // of each thread, in the operation that runs
 };
 
 }  // namespace autoglm

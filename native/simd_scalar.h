@@ -161,6 +161,8 @@ inline float vf_reduce_max(vf a) {
   return m;
 }
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
+inline void opaque(vb& x) { asm volatile("" : "+m"(x)); }  // the compiler knows nothing of x from here on
+inline void opaque(vf& x) { asm volatile("" : "+m"(x)); }
 
 #undef LANES
 #undef BYTES

@@ -304,22 +304,42 @@ def _bench(
         int, typer.Option("-p", "--prompt-tokens", min=1, help="Prompt length for prefill.")
     ] = 512,
     decode_tokens: Annotated[int, typer.Option("-n", "--decode-tokens", min=1, help="Tokens to decode.")] = 64,
-    batches: Annotated[str, typer.Option(metavar="N,N,...", help="Sequences decoded at once.")] = "1,2,4,8,16",
+    batches: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="Sequences decoded at once. Default: 1,2,4,8,16.")
+    ] = None,
     repeats: Annotated[int, typer.Option("-r", "--repeats", min=1, help="Runs of each measurement.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+    roofline: Annotated[
+        bool, typer.Option("--roofline", help="Every operation of a step, beside what this machine can do at most.")
+    ] = False,
+    depth: Annotated[
+        int | None,
+        typer.Option(min=2, help="With --roofline: the context of its deep steps. Default: 8192, or what there is."),
+    ] = None,
     threads: Threads = None,
     cache_type_k: CacheTypeK = EngineConfig.cache_type_k,
     cache_type_v: CacheTypeV = EngineConfig.cache_type_v,
 ) -> None:
-    """Measure prefill, decode and batched decode on this machine."""
+    """Measure prefill, decode and batched decode on this machine, or each operation of a step."""
     from autoglm.cli import bench as benching
     from autoglm.cli import console, loading
+    from autoglm.cli import roofline as rooflines
 
     console.set_up_logging("warning")
-    sizes = tuple(int(part) for part in batches.split(",") if part.strip().isdigit())
-    if not sizes or len(sizes) != len(batches.split(",")):
-        raise ConfigError(f"--batches is {batches!r}, expected numbers with commas between, such as 1,4,16")
     options = loading.ModelOptions(model=model, threads=threads, cache_type_k=cache_type_k, cache_type_v=cache_type_v)
+    if roofline:
+        if batches is not None:
+            raise ConfigError("--roofline looks at single steps and takes no --batches; leave one of them out")
+        rooflines.run_roofline(
+            options, rooflines.RooflineOptions(prompt_tokens, decode_tokens, depth, repeats, as_json=as_json)
+        )
+        return
+    if depth is not None:
+        raise ConfigError("--depth is about the steps of --roofline; give both, or leave --depth out")
+    listed = ("1,2,4,8,16" if batches is None else batches).split(",")
+    sizes = tuple(int(part) for part in listed if part.strip().isdigit())
+    if len(sizes) != len(listed):
+        raise ConfigError(f"--batches is {batches!r}, expected numbers with commas between, such as 1,4,16")
     benching.run_bench(
         options,
         benching.BenchOptions(

@@ -59,7 +59,7 @@ def run_bench(model: ModelOptions, options: BenchOptions) -> None:
 
 def measure(loaded: LoadedModel, options: BenchOptions) -> dict[str, Any]:
     """Every figure as plain values: tokens per second, milliseconds, bytes."""
-    workload = _Workload(loaded.engine, loaded.model_config.vocab_size)
+    workload = Workload(loaded.engine, loaded.model_config.vocab_size)
     with Progress(
         SpinnerColumn(), TextColumn("{task.description}"), console=Console(stderr=True), transient=True
     ) as progress:
@@ -101,10 +101,11 @@ def measure(loaded: LoadedModel, options: BenchOptions) -> dict[str, Any]:
     }
 
 
-class _Workload:
-    """Runs synthetic sequences through an engine and times the part asked for."""
+class Workload:
+    """Runs synthetic sequences through an engine and times the part asked for; greedy unless sampling is set."""
 
     def __init__(self, engine: Engine, vocab_size: int) -> None:
+        self.sampling = SamplingParams(temperature=0.0)
         self._engine = engine
         self._random = random.Random(0)
         self._vocab_size = vocab_size
@@ -120,21 +121,29 @@ class _Workload:
 
     def decode_rate(self, batch: int, num_tokens: int) -> float:
         """Tokens per second over batch sequences that each produce num_tokens after their first."""
-        waiting = {self._add(_SHORT_PROMPT, num_tokens + 1) for _ in range(batch)}
-        # Prompts of a batch may take several steps; the clock starts when each has its first token.
-        while waiting:
-            waiting -= {output.request_id for output in self._step()}
+        self.begin_decode(batch, num_tokens)
         started = time.perf_counter()
+        produced = self.finish()
+        return produced / (time.perf_counter() - started)
+
+    def begin_decode(self, batch: int, num_tokens: int) -> None:
+        """Add batch sequences of num_tokens after their first, and step until each has its first."""
+        waiting = {self._add(_SHORT_PROMPT, num_tokens + 1) for _ in range(batch)}
+        while waiting:  # prompts of a batch may take several steps
+            waiting -= {output.request_id for output in self._step()}
+
+    def finish(self) -> int:
+        """Step until nothing is left to do; the tokens produced."""
         produced = 0
         while self._engine.has_work():
             produced += sum(len(output.token_ids) for output in self._step())
-        return produced / (time.perf_counter() - started)
+        return produced
 
     def _add(self, num_prompt: int, num_output: int) -> str:
         self._num_requests += 1
         request_id = f"bench-{self._num_requests}"
         prompt = [self._random.randrange(self._vocab_size) for _ in range(num_prompt)]
-        params = SamplingParams(max_tokens=num_output, temperature=0.0, ignore_eos=True)
+        params = replace(self.sampling, max_tokens=num_output, ignore_eos=True)
         self._engine.add(Sequence(request_id, prompt, params, arrival_s=time.perf_counter()))
         return request_id
 

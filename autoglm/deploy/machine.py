@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import psutil
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 CGROUP_OF_PROCESS = Path("/proc/self/cgroup")
+CPUS = Path("/sys/devices/system/cpu")
 # cgroup v1 writes "no limit" as a number near 2^63; no machine has an exabyte.
 _NO_LIMIT_BYTES = 1 << 60
 
@@ -48,6 +50,18 @@ def cpu_name() -> str:
         if key.strip() == "model name":
             return value.strip()
     return platform.processor() or platform.machine()
+
+
+def read_test_bytes() -> int:
+    """How much to read so that it comes from memory: four times all last-level caches, 256 MB at least, and never
+    more than half of what is free."""
+    caches: dict[str, int] = {}
+    for folder in CPUS.glob("cpu[0-9]*/cache/index[0-9]*"):
+        size = re.fullmatch(r"(\d+)K", _read_text(folder / "size") or "")
+        if size and _read_text(folder / "level") in ("3", "4"):
+            caches[f"{folder.name} {_read_text(folder / 'shared_cpu_list')}"] = 1024 * int(size[1])
+    wanted = max(256 << 20, 4 * sum(caches.values()))
+    return max(1, min(wanted, available_memory_bytes() // 2))
 
 
 def _cgroup_free_bytes() -> Iterator[int]:

@@ -77,6 +77,7 @@ class EngineStats:
     prefix_cache_query_tokens, prefix_cache_hit_tokens   tokens looked up at admission, and those found
     kv_pool       blocks: total, used, cached, free, peak_used, block_size, evictions; bytes where the runner tells
     runner_s      time inside the runner
+    sampling_s    time inside the sampler
     step_s        time inside step, the runner included
     """
 
@@ -100,6 +101,7 @@ class EngineStats:
     num_requests_total: int
     num_finished_total: dict[str, int]  # by finish reason, "cancelled" too
     runner_s: float
+    sampling_s: float
     step_s: float
     kv_pool: dict[str, int] = field(default_factory=dict)
 
@@ -287,6 +289,7 @@ class Engine:
             num_requests_total=counters.requests,
             num_finished_total=dict(self._finished),
             runner_s=counters.runner_s,
+            sampling_s=self._sampler.seconds,
             step_s=counters.step_s,
             kv_pool=pool,
         )

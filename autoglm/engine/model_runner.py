@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +14,7 @@ from autoglm.config import EngineConfig, ModelConfig
 from autoglm.engine.batch import Batch
 from autoglm.errors import ConfigError
 from autoglm.formats.gguf import GGUFFile
-from autoglm.kernels import KvCache, Runtime, dequantize
+from autoglm.kernels import KvCache, OpProfile, Runtime, dequantize
 from autoglm.model.loader import TOKEN_TABLE, Progress, WeightReader, read_model_config
 from autoglm.model.text import build_text_program
 
@@ -122,3 +123,16 @@ class CpuModelRunner:
     def advance(self, slice_s: float) -> bool:
         """Go on with it; see ModelRunner."""
         return self._program.advance(slice_s)
+
+    def profile(self, batch: Batch) -> tuple[float, list[OpProfile]]:
+        """Run one step with a clock at every operation: the seconds it took, and its operations in order."""
+        self._program.set_profiling(True)
+        started_s = time.perf_counter()
+        self.run(batch)
+        took_s = time.perf_counter() - started_s
+        self._program.set_profiling(False)
+        return took_s, self._program.profile()
+
+    def fill_cache(self) -> None:
+        """Overwrite all keys and values, so that steps over contexts nobody computed can be timed."""
+        self._cache.fill()

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 import secrets
+import time
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceABC
 from dataclasses import dataclass, field
@@ -219,10 +220,14 @@ class SamplerState:
 
 
 class Sampler:
-    """Draws the next token of a sequence; owns the scratch rows, so one thread at a time."""
+    """Draws the next token of a sequence; owns the scratch rows, so one thread at a time.
+
+    seconds  time spent in sample so far
+    """
 
     def __init__(self, vocab_size: int) -> None:
         self._scratch: NDArray[np.float32] = np.empty(-(-vocab_size // 8) * 8, np.float32)
+        self.seconds = 0.0
 
     def sample(self, logits: NDArray[np.float32], sequence: Sequence) -> SampledToken:
         """Draw one token.
@@ -230,6 +235,12 @@ class Sampler:
         logits  f32 [vocab]; overwritten where penalties, bans or masks apply, if it is writable
         Raises EngineError when the logits are not finite or nothing may follow.
         """
+        started_s = time.perf_counter()
+        sampled = self._sample(logits, sequence)
+        self.seconds += time.perf_counter() - started_s
+        return sampled
+
+    def _sample(self, logits: NDArray[np.float32], sequence: Sequence) -> SampledToken:
         state = sequence.sampler
         mask = sequence.token_mask()
         report = self._model_logprobs(logits, state.params.logprobs) if state.params.logprobs is not None else None

@@ -46,8 +46,65 @@ class KvCache:
     @staticmethod
     def block_bytes(num_kv_heads: int, head_dim: int, type_k: str, type_v: str) -> int: ...
 
+    def fill(self) -> None:
+        """
+        Overwrite all keys and values with one small number, so that reads of them can be timed.
+        """
+
     @property
     def nbytes(self) -> int: ...
+
+class OpProfile:
+    """
+    What one operation of a program took, and how much of it there was to do.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def rows(self) -> int:
+        """Of its weights; 0 where it has none."""
+
+    @property
+    def cols(self) -> int: ...
+
+    @property
+    def types(self) -> list[int]:
+        """Type ids of its weights, each once."""
+
+    @property
+    def calls(self) -> int: ...
+
+    @property
+    def seconds(self) -> float:
+        """Wall time."""
+
+    @property
+    def busy_s(self) -> float:
+        """Time at work, summed over the threads."""
+
+    @property
+    def bytes(self) -> float:
+        """Of packed weights, table rows, keys and values read."""
+
+    @property
+    def int8_macs(self) -> float: ...
+
+    @property
+    def float_macs(self) -> float: ...
+
+class MachineLimits:
+    """What all threads of a runtime reach together at best."""
+
+    @property
+    def read_bytes_per_s(self) -> float: ...
+
+    @property
+    def int8_macs_per_s(self) -> float: ...
+
+    @property
+    def float_macs_per_s(self) -> float: ...
 
 class Program:
     """A network as a list of operations over named buffers."""
@@ -68,7 +125,7 @@ class Program:
 
     def quantize(self, x: int, act: int, gelu: bool = False) -> None: ...
 
-    def linear(self, act: int, matrices: Sequence[Matrix], out: int, biases: Sequence[Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None] = [], accumulate: bool = False, scale: float = 1.0) -> None: ...
+    def linear(self, act: int, matrices: Sequence[Matrix], out: int, biases: Sequence[Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None] = [], accumulate: bool = False, scale: float = 1.0, name: str = 'linear') -> None: ...
 
     def gated_mlp(self, act: int, gate: Matrix, up: Matrix, result: int) -> None: ...
 
@@ -102,9 +159,10 @@ class Program:
 
     def set_profiling(self, on: bool) -> None: ...
 
-    @property
-    def profile_s(self) -> dict[str, float]:
-        """Wall seconds by kind of operation since profiling was switched on."""
+    def profile(self) -> list[OpProfile]:
+        """
+        One entry an operation, in order, summed since profiling was switched on; the first, 'plan', is start().
+        """
 
     def view(self, buffer: int) -> NDArray[numpy.float32]:
         """The buffer as f32 [max_tokens, width], shared memory."""
@@ -122,6 +180,11 @@ def dequantize(data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='
 def quantize(runtime: Runtime, x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], type_id: int) -> NDArray[numpy.uint8]:
     """
     Rows of finite weights [rows, cols] as Q8_0, Q5_0, Q4_K or Q6_K blocks, u8 [rows * row bytes].
+    """
+
+def measure_limits(runtime: Runtime, read_bytes: int, seconds: float) -> MachineLimits:
+    """
+    Memory read and multiply-adds a second with the runtime's kernels, about `seconds` for each. read_bytes: more than the last cache holds.
     """
 
 def argmax(runtime: Runtime, x: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> int:

@@ -157,12 +157,12 @@ def build_text_program(
             program.norm(x, normed, layer.attn_norm, eps)
         else:
             program.norm(x, normed, layer.attn_norm, eps, branch=branch, post_weight=pending)
-        program.linear(normed, layer.qkv, qkv, biases=layer.qkv_bias)
+        program.linear(normed, layer.qkv, qkv, biases=layer.qkv_bias, name="qkv")
         program.rope_cache(qkv, index)
         program.attention(qkv, index, heads)
         attended = activations.get("attended", q_width, [layer.attn_output])
         program.quantize(heads, attended)
-        program.linear(attended, [layer.attn_output], branch if sandwich else x, accumulate=not sandwich)
+        program.linear(attended, [layer.attn_output], branch if sandwich else x, accumulate=not sandwich, name="o_proj")
 
         pending = layer.post_attention_norm
         ffn = layer.ffn
@@ -175,7 +175,7 @@ def build_text_program(
             program.norm(x, normed, ffn.norm, eps, branch=branch, post_weight=pending)
         gated = activations.get("gated", config.intermediate_size, [ffn.down])
         program.gated_mlp(normed, ffn.gate, ffn.up, gated)
-        program.linear(gated, [ffn.down], branch if sandwich else x, accumulate=not sandwich)
+        program.linear(gated, [ffn.down], branch if sandwich else x, accumulate=not sandwich, name="down")
         pending = ffn.post_norm
 
     _build_head(program, reader, config, x, branch, pending)
@@ -201,5 +201,5 @@ def _build_head(
     # Tied models have no output tensor and use the token table.
     head = "output.weight" if reader.has("output.weight") else "token_embd.weight"
     logits = program.buffer(config.vocab_size)
-    program.linear(final, [reader.matrix(head, config.vocab_size, hidden)], logits)
+    program.linear(final, [reader.matrix(head, config.vocab_size, hidden)], logits, name="lm_head")
     program.result(logits)

@@ -82,6 +82,8 @@ def test_version_names_the_kernels(capfd: pytest.CaptureFixture[str]) -> None:
         (["serve", "--log-level", "loud"], "--log-level"),
         (["serve", "--host", "192.0.2.1"], "not an address of this machine"),
         (["bench", "--batches", "1,x"], "--batches"),
+        (["bench", "--roofline", "--batches", "1,4"], "--batches"),
+        (["bench", "--depth", "4096"], "--roofline"),
         (["pull"], "name the model"),
         (["pull", "gpt-9"], "no model is called 'gpt-9'"),
         (["chat", "--url", "http://127.0.0.1:1/v1", "-m", "x.gguf"], "give one of them"),

@@ -1,0 +1,57 @@
+// Loops that do one thing only, as fast as this instruction set can: what the products' rates are held against.
+//
+// Every factor is one, so that what a loop returns is the number of multiply-adds it did. Each product has a sum and an
+// operand of its own that the compiler cannot see through: neither waits for another nor can two become one.
+#pragma once
+
+namespace {
+
+constexpr int kPeakChains = kTileT * kTileR > 6 ? 12 : 4;  // latency times products a cycle; more would not stay in registers
+
+int64_t peak_int8(int rounds) {
+  const int8_t ones[4] = {1, 1, 1, 1};
+  const Quad a = quad_load(ones);
+  vb w = vb_set1(1);
+  vi sum[kPeakChains];
+  for (int k = 0; k < kPeakChains; ++k) sum[k] = vi_zero();
+  for (int i = 0; i < rounds; ++i) {
+#pragma GCC unroll 12
+    for (int k = 0; k < kPeakChains; ++k) {
+      opaque(w);
+      sum[k] = dot4(sum[k], w, a);
+    }
+  }
+  int64_t total = 0;
+  for (int k = 0; k < kPeakChains; ++k) total += vi_sum(sum[k]);
+  return total;
+}
+
+int64_t peak_float(int rounds) {
+  const vf a = vf_set1(1);
+  vf w = vf_set1(1), sum[kPeakChains];
+  for (int k = 0; k < kPeakChains; ++k) sum[k] = vf_zero();
+  for (int i = 0; i < rounds; ++i) {
+#pragma GCC unroll 12
+    for (int k = 0; k < kPeakChains; ++k) {
+      opaque(w);
+      sum[k] = vf_fma(w, a, sum[k]);
+    }
+  }
+  int64_t total = 0;
+  for (int k = 0; k < kPeakChains; ++k) total += (int64_t)vf_reduce_add(sum[k]);
+  return total;
+}
+
+void peak_read(const uint8_t* p, size_t bytes, size_t ahead) {
+  vb seen[4] = {vb_set1(0), vb_set1(0), vb_set1(0), vb_set1(0)};
+  for (size_t i = 0; i < bytes; i += 256) {
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) {
+      if (ahead) prefetch(p + i + 64 * (size_t)k + ahead);  // past the end it asks for nothing
+      seen[k] = vb_or(seen[k], vb_load(p + i + 64 * (size_t)k));
+    }
+  }
+  for (int k = 0; k < 4; ++k) opaque(seen[k]);
+}
+
+}  // namespace
