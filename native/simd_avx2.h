@@ -156,6 +156,7 @@ inline float vf_reduce_max(vf v) {
   return _mm_cvtss_f32(_mm_max_ss(y, _mm_movehdup_ps(y)));
 }
 inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+constexpr int kPeakChains = 4;  // of peaks.h: latency times products a cycle, as far as registers go
 inline void opaque(vb& x) { asm volatile("" : "+x"(x.a), "+x"(x.b)); }  // the compiler knows nothing of x from here on
 inline void opaque(vf& x) { asm volatile("" : "+x"(x.a), "+x"(x.b)); }
 

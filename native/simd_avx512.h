@@ -107,6 +107,7 @@ inline float vf_reduce_add(vf a) {
 }
 inline float vf_reduce_max(vf a) { return _mm512_reduce_max_ps(a); }
 inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+constexpr int kPeakChains = 12;  // of peaks.h: latency times products a cycle, as far as registers go
 inline void opaque(__m512i& x) { asm volatile("" : "+v"(x)); }  // the compiler knows nothing of x from here on
 inline void opaque(__m512& x) { asm volatile("" : "+v"(x)); }
 

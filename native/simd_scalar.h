@@ -161,6 +161,7 @@ inline float vf_reduce_max(vf a) {
   return m;
 }
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
+constexpr int kPeakChains = 2;  // of peaks.h: latency times products a cycle, as far as registers go
 inline void opaque(vb& x) { asm volatile("" : "+m"(x)); }  // the compiler knows nothing of x from here on
 inline void opaque(vf& x) { asm volatile("" : "+m"(x)); }
 

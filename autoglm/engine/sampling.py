@@ -423,22 +423,24 @@ def _falling_order(values: NDArray[np.float32]) -> NDArray[np.int64]:
 def _tile_sums(weights: NDArray[np.float32]) -> NDArray[np.float64]:
     """Sums of _TILE consecutive weights, the rest in a last one."""
     num_full = weights.size // _TILE * _TILE
-    sums: NDArray[np.float64] = weights[:num_full].reshape(-1, _TILE).sum(axis=1, dtype=np.float32).astype(np.float64)
+    sums: NDArray[np.float64] = np.empty(-(-weights.size // _TILE))
+    if num_full:
+        sums[: num_full // _TILE] = weights[:num_full].reshape(-1, _TILE).sum(axis=1, dtype=np.float32)
     if num_full < weights.size:
-        sums = np.append(sums, weights[num_full:].sum(dtype=np.float64))
+        sums[-1] = weights[num_full:].sum(dtype=np.float64)
     return sums
 
 
 def _inverse_cdf(weights: NDArray[np.float32], uniform: float) -> int:
     """The index whose share of the total holds `uniform`: first the tile, then inside it."""
-    mass = np.cumsum(_tile_sums(weights))
+    mass = _tile_sums(weights).cumsum()
     target = uniform * mass[-1]
-    tile = min(int(np.searchsorted(mass, target, side="right")), mass.size - 1)
+    tile = min(int(mass.searchsorted(target, side="right")), mass.size - 1)
     start = tile * _TILE
-    inside = np.cumsum(weights[start : start + _TILE], dtype=np.float64)
+    inside = weights[start : start + _TILE].cumsum(dtype=np.float64)
     if tile:
         inside += mass[tile - 1]
-    index = start + min(int(np.searchsorted(inside, target, side="right")), inside.size - 1)
+    index = start + min(int(inside.searchsorted(target, side="right")), inside.size - 1)
     while index > 0 and weights[index] == 0.0:  # rounding at a tile's end must not pick an impossible token
         index -= 1
     return index
