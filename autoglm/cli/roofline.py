@@ -36,6 +36,7 @@ from autoglm.formats.quant_types import GGMLType
 from autoglm.kernels import MachineLimits, OpProfile, measure_limits
 
 _DEFAULT_DEPTH = 8192
+_STREAMS = 8
 _LIMIT_S = 0.4  # for each limit, twice in a run
 _STEP_S = 0.5  # short steps are repeated for so long
 _SAMPLINGS = {"greedy": SamplingParams(temperature=0.0), "top_p": SamplingParams(temperature=0.8, top_p=0.95, seed=0)}
@@ -95,10 +96,11 @@ def measure_roofline(loaded: LoadedModel, options: RooflineOptions) -> dict[str,
     limits = _Limits(0, 0, 0).better_of(limit())
     runner.fill_cache()
     steps = [
-        _Step("decode", 1, num_prompt + 1),
-        _Step("decode", 1, depth),
-        _Step("prefill", num_prompt, num_prompt),
-        _Step("prefill", num_prompt, depth),
+        _Step("decode", 1, 1, num_prompt + 1),
+        _Step("decode", _num_streams(loaded, num_prompt + 1), 1, num_prompt + 1),
+        _Step("decode", 1, 1, depth),
+        _Step("prefill", 1, num_prompt, num_prompt),
+        _Step("prefill", 1, num_prompt, depth),
     ]
     measured = [step.measure(runner, options.repeats) for step in steps]
     limits = limits.better_of(limit())
@@ -142,11 +144,19 @@ def _checked_depth(loaded: LoadedModel, options: RooflineOptions) -> int:
     return depth
 
 
+def _num_streams(loaded: LoadedModel, context: int) -> int:
+    """How many sequences of that context the batched step has: eight, fewer where there is no room."""
+    manager = loaded.engine.block_manager
+    fitting = manager.num_blocks // -(-context // manager.block_size)
+    return min(_STREAMS, loaded.engine.scheduler.max_num_running, fitting)
+
+
 @dataclass(frozen=True)
 class _Step:
-    """num_tokens at the end of a context of one sequence."""
+    """num_seqs sequences, num_tokens of each at the end of its context."""
 
     kind: str
+    num_seqs: int
     num_tokens: int
     context: int
 
@@ -165,17 +175,18 @@ class _Step:
         return _MeasuredStep(self, took_s, min(plain), float(np.median(plain)), operations)
 
     def _batch(self, runner: CpuModelRunner) -> Batch:
+        num_blocks = -(-self.context // runner.block_size)
         positions = np.arange(self.context - self.num_tokens, self.context, dtype=np.int32)
-        tokens = np.random.default_rng(0).integers(0, runner.vocab_size, self.num_tokens, dtype=np.int32)
-        blocks = np.arange(-(-self.context // runner.block_size), dtype=np.int32)
+        first_slots = np.arange(self.num_seqs, dtype=np.int32)[:, None] * np.int32(num_blocks * runner.block_size)
+        ends = np.arange(self.num_seqs + 1, dtype=np.int32) * np.int32(self.num_tokens)
         return Batch(
-            token_ids=tokens,
-            positions=np.tile(positions, (3, 1)),
-            slot_mapping=positions,
-            cu_seqlens_q=np.array([0, self.num_tokens], np.int32),
-            context_lens=np.array([self.context], np.int32),
-            block_tables=blocks[None, :],
-            logits_rows=np.array([self.num_tokens - 1], np.int32),
+            token_ids=np.random.default_rng(0).integers(0, runner.vocab_size, ends[-1], dtype=np.int32),
+            positions=np.tile(positions, (3, self.num_seqs)),
+            slot_mapping=(first_slots + positions).ravel(),
+            cu_seqlens_q=ends,
+            context_lens=np.full(self.num_seqs, self.context, np.int32),
+            block_tables=np.arange(self.num_seqs * num_blocks, dtype=np.int32).reshape(self.num_seqs, num_blocks),
+            logits_rows=ends[1:] - np.int32(1),
         )
 
 
@@ -203,6 +214,7 @@ def _described(measured: _MeasuredStep, limits: _Limits, num_threads: int) -> di
     inside_ms = sum(row["ms"] for row in rows)
     return {
         "kind": measured.step.kind,
+        "num_seqs": measured.step.num_seqs,
         "num_tokens": measured.step.num_tokens,
         "context": measured.step.context,
         "ms": 1e3 * took_s,
@@ -301,8 +313,9 @@ def _shown(value: float | None, digits: int = 1) -> str:
 
 
 def _step_table(step: dict[str, Any]) -> Table:
+    sequences = f"{step['num_seqs']} sequences, " if step["num_seqs"] > 1 else ""
     title = (
-        f"{step['kind']} of {step['num_tokens']} at context {step['context']}: {step['ms']:.2f} ms "
+        f"{step['kind']} of {step['num_tokens']}, {sequences}context {step['context']}: {step['ms']:.2f} ms "
         f"({step['plain_ms']:.2f} without clocks, median {step['plain_median_ms']:.2f})"
     )
     table = Table(title=title, title_justify="left")

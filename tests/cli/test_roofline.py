@@ -44,11 +44,12 @@ def test_the_parts_add_up(results: dict[str, Any]) -> None:
     limits = results["limits"]
     assert set(limits) == {"read_gb_per_s", "int8_gmac_per_s", "float_gmac_per_s"} and min(limits.values()) > 0
     steps = results["steps"]
-    assert [(step["kind"], step["num_tokens"], step["context"]) for step in steps] == [
-        ("decode", 1, PROMPT + 1),
-        ("decode", 1, DEPTH),
-        ("prefill", PROMPT, PROMPT),
-        ("prefill", PROMPT, DEPTH),
+    assert [(step["kind"], step["num_seqs"], step["num_tokens"], step["context"]) for step in steps] == [
+        ("decode", 1, 1, PROMPT + 1),
+        ("decode", 8, 1, PROMPT + 1),
+        ("decode", 1, 1, DEPTH),
+        ("prefill", 1, PROMPT, PROMPT),
+        ("prefill", 1, PROMPT, DEPTH),
     ]
     for step in steps:
         operations = step["operations"]
@@ -73,7 +74,7 @@ def test_the_parts_add_up(results: dict[str, Any]) -> None:
 
 
 def test_work_is_that_of_the_files_matrices(results: dict[str, Any], tiny_llama: TinyModel) -> None:
-    """Every weight is read once a step and multiplied with every token, the vocabulary with the last one alone."""
+    """Every weight is read once a step and multiplied with every token, the vocabulary with each sequence's last."""
     layers_bytes = layers_macs = head_bytes = head_macs = 0
     table_row_bytes = 4 * TINY_LLAMA.hidden_size  # F32
     with GGUFFile.open(tiny_llama.path) as gguf:
@@ -92,7 +93,7 @@ def test_work_is_that_of_the_files_matrices(results: dict[str, Any], tiny_llama:
     shape, num_layers = TINY_LLAMA, TINY_LLAMA.num_hidden_layers
     per_key = 2 * shape.num_attention_heads * shape.head_dim * num_layers
     for step in results["steps"]:
-        num_tokens, context = step["num_tokens"], step["context"]
+        num_tokens, context, num_seqs = step["num_tokens"], step["context"], step["num_seqs"]
         keys_seen = sum(context - i for i in range(num_tokens))
         blocks_bytes = -(-context // 16) * 16 * 2 * 2 * shape.num_key_value_heads * shape.head_dim * num_layers
         macs, num_bytes = Counter[str](), Counter[str]()
@@ -100,10 +101,17 @@ def test_work_is_that_of_the_files_matrices(results: dict[str, Any], tiny_llama:
             kind = "layers" if row["operation"] in ("qkv", "o_proj", "gate_up", "down") else row["operation"]
             macs[kind] += row["int8_macs"] + row["float_macs"]
             num_bytes[kind] += row["bytes"]
-        assert +macs == {"layers": layers_macs * num_tokens, "attention": per_key * keys_seen, "lm_head": head_macs}
-        table_bytes = num_bytes.pop("embed")
-        assert 0 < table_bytes == num_tokens * table_row_bytes
-        assert +num_bytes == {"layers": layers_bytes, "attention": blocks_bytes, "lm_head": head_bytes}
+        assert +macs == {
+            "layers": layers_macs * num_tokens * num_seqs,
+            "attention": per_key * keys_seen * num_seqs,
+            "lm_head": head_macs * num_seqs,
+        }
+        assert +num_bytes == {
+            "embed": table_row_bytes * num_tokens * num_seqs,
+            "layers": layers_bytes,
+            "attention": blocks_bytes * num_seqs,
+            "lm_head": head_bytes,
+        }
         assert {row["calls"] for row in step["operations"] if row["operation"] == "o_proj"} == {num_layers}
 
 
@@ -119,7 +127,7 @@ def test_equal_operations_of_all_layers_are_one_row() -> None:
     operations = [operation(*values) for values in [
         ("down", [12], 1.0, 4e9), ("norm", [], 0.5, 0.0), ("down", [14], 0.25, 1e9), ("down", [12], 2.0, 8e9)
     ]]  # fmt: skip
-    measured = roofline._MeasuredStep(roofline._Step("decode", 1, 9), 4.0, 3.9, 3.95, operations)  # type: ignore[arg-type]
+    measured = roofline._MeasuredStep(roofline._Step("decode", 1, 1, 9), 4.0, 3.9, 3.95, operations)  # type: ignore[arg-type]
     step = roofline._described(measured, roofline._Limits(8e9, 1.0, 1.0), 2)
     shown = [(row["operation"], row["weights"], row["calls"], row["ms"]) for row in step["operations"]]
     assert shown == [
@@ -146,7 +154,7 @@ def test_the_engines_loop_adds_up(results: dict[str, Any]) -> None:
 def test_the_table_names_operations_and_limits(capfd: pytest.CaptureFixture[str], tiny_llama: TinyModel) -> None:
     code, out, _ = run(capfd, tiny_llama, "-p", str(PROMPT), "--depth", str(DEPTH))
     assert code == 0
-    for shown in ("Limits measured in this run", "decode of 1 at context 100", "gate_up", "memory", "a decode step of"):
+    for shown in ("Limits measured in this run", "decode of 1, context 100", "gate_up", "memory", "a decode step of"):
         assert shown in out
 
 
