@@ -139,7 +139,7 @@ class Program {
   const Buffer& buffer_at(int i) const { return *buffers_.at((size_t)i); }
   size_t nbytes() const;
 
-  // Switching it on (or on again) forgets what was measured. Off, it costs nothing.
+  // Switching it on (or on again) forgets what was measured. Off, a step run whole looks at no clock between operations.
   void set_profiling(bool on);
   // Operations in their order; the first, "plan", is what start() does.
   std::vector<OpProfile> profile() const;
