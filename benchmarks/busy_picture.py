@@ -23,10 +23,11 @@ from served import about_the_run, load, screen, served, write_results
 from stream_client import stream
 
 from autoglm.engine import engine as engine_module
+from autoglm.engine import step_speed
 from autoglm.server.driver import EngineDriver
 
 # Encoding of one medium at a time, seconds for prompts in a step beside decoding sequences.
-SLICED = (engine_module.ENCODE_SLICE_S, engine_module.PREFILL_BESIDE_S)
+SLICED = (engine_module.ENCODE_SLICE_S, step_speed.PREFILL_BESIDE_S)
 WHOLE = (float("inf"), 1e6)
 NUM_STREAMS = 2
 # Before the picture comes; nano writes a thousand tokens a second, and its context ends at 4096.
@@ -116,7 +117,7 @@ def measure(name: str, threads: int) -> dict[str, Any]:
     with served(loaded, driver) as port:
         for number in range(ROUNDS[name]):
             for mode, (slice_s, beside_s) in (("sliced", SLICED), ("whole", WHOLE)):
-                engine_module.ENCODE_SLICE_S, engine_module.PREFILL_BESIDE_S = slice_s, beside_s
+                engine_module.ENCODE_SLICE_S, step_speed.PREFILL_BESIDE_S = slice_s, beside_s
                 found[mode].append(play(port, letter, 2 * number + (mode == "whole"), QUIET_S[name]))
                 last = found[mode][-1]
                 print(name, mode, gap_figures(last["quiet_ms"]), gap_figures(last["busy_ms"]), flush=True)

@@ -14,7 +14,6 @@ import math
 import time
 import traceback
 from collections import Counter
-from collections.abc import Sequence as SequenceABC
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -26,9 +25,10 @@ from autoglm.engine.batch import Batch, BatchBuilder
 from autoglm.engine.block_manager import BlockManager
 from autoglm.engine.encoder_queue import EncoderQueue
 from autoglm.engine.prebuild import PrebuildQueue
-from autoglm.engine.sampling import Sampler, TokenLogprob
 from autoglm.engine.scheduler import Scheduled, Scheduler
 from autoglm.engine.sequence import FinishReason, Sequence, SequenceOutput, SequenceState, TextStream
+from autoglm.engine.step_speed import StepSpeed
+from autoglm.engine.token_choice import TokenChooser
 from autoglm.errors import CapacityError, ContextLengthError, EngineError, RequestError
 
 logger = logging.getLogger(__name__)
@@ -37,9 +37,6 @@ MAX_RETRY_AFTER_S = 300
 # How long encoding a medium may hold up those who are being served, and those who just arrive. Where a decode step is
 # long it takes half of one more: the 9B's takes 0.3 s, and a picture would take fifteen times its own time beside it.
 ENCODE_SLICE_S, ENCODE_ALONE_S = 0.02, 0.1
-# What a step in which somebody decodes may take for the prompts of others, the tokens it may have however slow, and
-# those it may have before the machine's speed is known.
-PREFILL_BESIDE_S, MIN_PREFILL_ROOM, FIRST_PREFILL_ROOM = 0.1, 16, 64
 # How long a prefix that is built ahead may hold up who arrives, and how many tokens of it are lost then. Steps of 16,
 # 32, 64 and 256 tokens do 119, 154, 183 and 201 tokens/s (8 layers of the 9B's, 2 cores).
 PREBUILD_SLICE_S, PREBUILD_CHUNK = 0.02, 32
@@ -143,21 +140,22 @@ class Engine:
             max_num_batched_tokens=budget,
             is_encoded=self._is_encoded,
         )
-        self.scheduler.prefill_room = min(FIRST_PREFILL_ROOM, budget)
+        self._speed = StepSpeed(budget)
+        self.scheduler.prefill_room = self._speed.prefill_room
         self._builder = BatchBuilder(
             max_num_batched_tokens=budget, max_num_seqs=config.max_num_seqs, block_size=runner.block_size
         )
         self._prebuilds = PrebuildQueue(runner, self.block_manager, self._builder, min(PREBUILD_CHUNK, budget))
         # Rows of the output matrix past the tokenizer's last id are padding; they stand for no text.
         self._num_known_ids = min(runner.vocab_size, getattr(tokenizer, "vocab_size", runner.vocab_size))
-        self._sampler = Sampler(self._num_known_ids)
-        self._eos = frozenset(tokenizer.eos_token_ids)
-        self._visible_eos: frozenset[int] = frozenset(getattr(tokenizer, "eos_visible_token_ids", ()))
+        self._chooser = TokenChooser(
+            self._num_known_ids,
+            frozenset(tokenizer.eos_token_ids),
+            frozenset(getattr(tokenizer, "eos_visible_token_ids", ())),
+        )
         self._sequences: dict[str, Sequence] = {}
         self._counters = _Counters()
         self._finished: Counter[str] = Counter()
-        self._token_s: float | None = None
-        self._decode_s = 0.0  # the last step without prompts
         self._unencodable: list[tuple[Sequence, Exception]] = []
 
     @property
@@ -240,7 +238,8 @@ class Engine:
             return failed + self._fail_batch(scheduled, error)
         now_s = time.monotonic()
         self._counters.runner_s += now_s - run_s
-        self._note_speed(batch.token_ids.size, len(scheduled), now_s - run_s)
+        self._speed.note(batch.token_ids.size, len(scheduled), now_s - run_s)
+        self.scheduler.prefill_room = self._speed.prefill_room
         outputs = failed
         row = 0
         for item in scheduled:
@@ -296,7 +295,7 @@ class Engine:
 
     def _encode(self, started_s: float) -> None:
         """A slice between two steps while others are being served, and more of them while nobody is."""
-        slice_s = max(ENCODE_SLICE_S, self._decode_s / 2) if self.scheduler.running else ENCODE_SLICE_S
+        slice_s = max(ENCODE_SLICE_S, self._speed.decode_s / 2) if self.scheduler.running else ENCODE_SLICE_S
         while self.encoders.has_work():
             self.encoders.advance(slice_s)
             if self.scheduler.running or time.monotonic() - started_s > ENCODE_ALONE_S:
@@ -369,18 +368,6 @@ class Engine:
                 self._counters.query_tokens += sequence.num_tokens
                 self._counters.hit_tokens += sequence.num_cached_tokens
 
-    def _note_speed(self, num_tokens: int, num_seqs: int, run_s: float) -> None:
-        """Fit the prompts' room in a step beside decoding sequences to the machine: a moving mean of time per token."""
-        if num_tokens == num_seqs:
-            self._decode_s = run_s
-        if num_tokens < MIN_PREFILL_ROOM:
-            return
-        if self._token_s is None:
-            self._token_s = run_s / num_tokens
-        self._token_s += 0.3 * (run_s / num_tokens - self._token_s)
-        fitted = int(PREFILL_BESIDE_S / max(self._token_s, 1e-9))
-        self.scheduler.prefill_room = min(max(MIN_PREFILL_ROOM, fitted), self.scheduler.max_num_batched_tokens)
-
     def _commit(self, item: Scheduled) -> None:
         """The step succeeded: its tokens are in the cache."""
         sequence = item.sequence
@@ -405,83 +392,12 @@ class Engine:
         if sequence.first_token_s is None:
             sequence.first_token_s = now_s
         try:
-            self._choose_tokens(sequence, logits, output)
+            self._chooser.choose(sequence, logits, output)
         except Exception as error:
             self._set_error(sequence, error)
         self._counters.generation_tokens += len(output.token_ids)
         self._seal(sequence, output)
         return output
-
-    def _choose_tokens(self, sequence: Sequence, logits: NDArray[np.float32], output: SequenceOutput) -> None:
-        # Later on, what was to be forced here was written at the end of the step before.
-        forced = () if sequence.num_output_tokens else sequence.tokens_to_force()
-        if not forced:
-            sampled = self._sampler.sample(logits[: self._num_known_ids], sequence)
-            forced = self._instead_of(sequence, sampled.token_id)
-            if not forced:
-                if output.logprobs is not None and sampled.logprob is not None:
-                    output.logprobs.append(TokenLogprob(sampled.token_id, sampled.logprob, sampled.top))
-                self._write(sequence, sampled.token_id, output)
-                forced = sequence.tokens_to_force() if sequence.finish_reason is None else ()
-        while forced:
-            for token_id in forced:
-                if output.logprobs is not None:
-                    output.logprobs.append(TokenLogprob(token_id, 0.0, []))
-                self._write(sequence, token_id, output)
-                sequence.num_forced_tokens += 1
-                if sequence.finish_reason is not None:
-                    break
-            forced = sequence.tokens_to_force() if sequence.finish_reason is None else ()
-        if sequence.finish_reason is not None and sequence.stop_strings.found is None:
-            self._flush_text(sequence, output)
-
-    def _instead_of(self, sequence: Sequence, token_id: int) -> SequenceABC[int]:
-        """What must be written in place of a sampled token, if anything."""
-        if token_id in self._eos and sequence.must_close_thought:
-            assert sequence.thought is not None
-            return sequence.thought.rest_of_close()
-        closing = sequence.tokens_instead_of(token_id)
-        sequence.is_cut = sequence.is_cut or bool(closing)
-        return closing
-
-    def _write(self, sequence: Sequence, token_id: int, output: SequenceOutput) -> None:
-        """Add one token, and tell the grammar of it where it belongs to the answer proper."""
-        was_in_thought = sequence.is_in_thought
-        self._accept(sequence, token_id, output)
-        constraint = sequence.constraint
-        if constraint is None or was_in_thought or sequence.is_in_thought or sequence.finish_reason == "stop":
-            return
-        constraint.accept(token_id)
-        if constraint.is_stopped():
-            sequence.finish_reason = "length" if sequence.is_cut else "stop"
-
-    def _accept(self, sequence: Sequence, token_id: int, output: SequenceOutput) -> None:
-        """Add one token to answer and text, and see whether the answer ends with it."""
-        sequence.append(token_id)
-        output.token_ids.append(token_id)
-        params = sequence.params
-        is_eos = token_id in self._eos and not params.ignore_eos
-        if is_eos or token_id in params.stop_token_ids:
-            sequence.finish_reason = "stop"
-            sequence.stop_reason = None if is_eos else token_id
-            if token_id not in self._visible_eos:
-                return
-        assert sequence.text_stream is not None
-        text = sequence.text_stream.push(token_id)
-        if text:
-            output.text += sequence.stop_strings.push(text)
-            if sequence.stop_strings.found is not None:
-                sequence.finish_reason = "stop"
-                sequence.stop_reason = sequence.stop_strings.found
-        if sequence.finish_reason is None and sequence.num_output_tokens >= sequence.max_tokens:
-            sequence.finish_reason = "length"
-
-    def _flush_text(self, sequence: Sequence, output: SequenceOutput) -> None:
-        """The answer ended without a stop string: let out half characters and held-back text."""
-        assert sequence.text_stream is not None
-        output.text += sequence.stop_strings.push(sequence.text_stream.flush())
-        if sequence.stop_strings.found is None:
-            output.text += sequence.stop_strings.flush()
 
     def _set_error(self, sequence: Sequence, error: Exception) -> None:
         """End a sequence by an error; the log gets the place, neither gets text that a request might be in."""

@@ -215,12 +215,3 @@ def test_many_prompts_beside_a_stream_all_move_on() -> None:
     engine.scheduler.prefill_room = 4
     seen = chunks(engine)
     assert all(seen[str(i)] >= 1 for i in range(len(engine.scheduler.running) - 1))
-
-
-def test_the_room_follows_the_speed_of_the_machine() -> None:
-    """A tenth of a second's tokens, but a KV block however slow, and a step's at most; decode steps tell nothing."""
-    for run_s, room in ((0.512, 50), (5.0, 16), (1e-4, 512)):
-        engine = make_engine()
-        engine._note_speed(256, 1, run_s)
-        engine._note_speed(8, 8, 1.0)
-        assert engine.scheduler.prefill_room == room
