@@ -89,6 +89,7 @@ class EngineConfig:
     cache_type_v: str = "f16"
     num_threads: int | None = None
     enable_prefix_caching: bool = True
+    draft_max: int = 15  # tokens one step may draft for a sequence, as many as pay; 0: none
     media_cache_bytes: int = 256 << 20  # embeddings of pictures and sounds kept for the next turn
 
     def __post_init__(self) -> None:
@@ -105,6 +106,8 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}, expected at least 1")
+        if self.draft_max < 0:
+            raise ConfigError(f"draft_max is {self.draft_max}, expected 0 or more")
         if self.block_size != 16:
             raise ConfigError(f"block_size is {self.block_size}; the attention kernels are built for 16")
 

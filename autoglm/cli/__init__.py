@@ -136,6 +136,10 @@ def _serve(
     cache_type_v: CacheTypeV = EngineConfig.cache_type_v,
     kv_blocks: KvBlocks = None,
     kv_memory: KvMemory = None,
+    draft_max: Annotated[
+        int,
+        typer.Option(min=0, help="Most tokens a step drafts by prompt lookup, fewer where they do not pay; 0: none."),
+    ] = EngineConfig.draft_max,
     no_prefix_cache: Annotated[bool, typer.Option("--no-prefix-cache", help="Compute every prompt anew.")] = False,
     skip_self_check: Annotated[
         bool, typer.Option("--skip-self-check", help="Serve even a model that misses the known tap of its click card.")
@@ -164,6 +168,7 @@ def _serve(
         kv_blocks=kv_blocks,
         kv_memory=kv_memory,
         prefix_cache=not no_prefix_cache,
+        draft_max=draft_max,
         mmproj=mmproj,
         takes_media=True,
     )

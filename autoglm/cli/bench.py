@@ -1,6 +1,7 @@
 """autoglm bench: prefill, time to first token, decode alone and batched, on this machine.
 
-Runs the engine itself, without HTTP, with the prefix cache off so that every prompt is computed. One warm-up, then
+Runs the engine itself, without HTTP, with the prefix cache off so that every prompt is computed, and without drafts, as
+what they bring is a matter of the text. One warm-up, then
 `repeats` runs of each; the median is shown with the spread. Prompt tokens are drawn from the vocabulary with a fixed
 seed: what the tokens are does not change how long they take.
 """
@@ -46,7 +47,7 @@ class BenchOptions:
 def run_bench(model: ModelOptions, options: BenchOptions) -> None:
     """Load the model, measure, print the table and, with as_json, one line of JSON instead."""
     check_model_option(model)
-    model = replace(model, prefix_cache=False, parallel=max(model.parallel, *options.batches))
+    model = replace(model, prefix_cache=False, draft_max=0, parallel=max(model.parallel, *options.batches))
     with ProgressBars() as bars:
         loaded = load_model(find_model(model, bars.report), model, bars.report)
     _check_room(loaded, options)

@@ -53,6 +53,7 @@ class ModelOptions:
     kv_blocks: int | None = None
     kv_memory: str | None = None
     prefix_cache: bool = True
+    draft_max: int = EngineConfig.draft_max
     mmproj: Path | None = None
     takes_media: bool = False  # look for the mmproj beside the model
     max_sound_s: float = MediaLimits.max_sound_s
@@ -260,6 +261,7 @@ def _engine_config(options: ModelOptions, model: ModelConfig) -> EngineConfig:
         cache_type_v=options.cache_type_v,
         num_threads=usable_cores() if options.threads in (None, -1) else options.threads,
         enable_prefix_caching=options.prefix_cache,
+        draft_max=options.draft_max,
     )
     if options.kv_memory is None:
         return config

@@ -22,7 +22,7 @@ class Batch:
     cu_seqlens_q  i32 [S + 1] tokens of sequence s are cu_seqlens_q[s] to cu_seqlens_q[s + 1]
     context_lens  i32 [S]     tokens of each sequence in the KV cache after this step
     block_tables  i32 [S, max_blocks]  padded with 0
-    logits_rows   i32 [L]     indices into T, rising
+    logits_rows   i32 [L]     indices into T, rising: a sequence's last token and the drafts behind it
     embeddings    f32 [M, width] or None: a token id of -1 - i stands for row i of it
     limits        i32 [T] or None: keys each token may see, none: those up to itself
     All contiguous views of buffers that the next step overwrites.
@@ -50,7 +50,7 @@ class BatchBuilder:
         self._cu_seqlens = np.zeros(max_num_seqs + 1, np.int32)
         self._context_lens = np.zeros(max_num_seqs, np.int32)
         self._tables = np.zeros(max_num_seqs * 64, np.int32)
-        self._logits_rows = np.zeros(max_num_seqs, np.int32)
+        self._logits_rows = np.zeros(max_num_batched_tokens, np.int32)
         self._offsets = np.arange(max_num_batched_tokens, dtype=np.int32)
 
     def build(self, scheduled: list[Scheduled]) -> Batch:
@@ -60,7 +60,7 @@ class BatchBuilder:
         tables = self._block_tables(num_seqs, max_blocks)
         token, row = 0, 0
         for s, item in enumerate(scheduled):
-            sequence, count = item.sequence, item.num_scheduled_tokens
+            sequence, count = item.sequence, item.num_run_tokens
             start = sequence.num_computed_tokens
             tables[s, : sequence.num_blocks] = sequence.block_table
             if count == 1:
@@ -74,8 +74,9 @@ class BatchBuilder:
             self._cu_seqlens[s + 1] = token
             self._context_lens[s] = start + count
             if item.wants_logits:
-                self._logits_rows[row] = token - 1
-                row += 1
+                wanted = 1 + item.num_drafted
+                self._logits_rows[row : row + wanted] = self._offsets[token - wanted : token]
+                row += wanted
         self._positions[token : 2 * token] = self._positions[:token]
         self._positions[2 * token : 3 * token] = self._positions[:token]
         positions = self._positions[: 3 * token].reshape(3, token)
@@ -93,9 +94,11 @@ class BatchBuilder:
         )
 
     def _fill_chunk(self, item: Scheduled, token: int, start: int) -> None:
-        sequence, end = item.sequence, token + item.num_scheduled_tokens
-        self._token_ids[token:end] = sequence.token_ids[start : start + item.num_scheduled_tokens]
-        positions = self._offsets[: item.num_scheduled_tokens] + np.int32(start)
+        sequence, drafts = item.sequence, token + item.num_scheduled_tokens
+        end = token + item.num_run_tokens
+        self._token_ids[token:drafts] = sequence.token_ids[start : start + item.num_scheduled_tokens]
+        self._token_ids[drafts:end] = item.expected[: item.num_drafted]
+        positions = self._offsets[: item.num_run_tokens] + np.int32(start)
         self._positions[token:end] = positions
         blocks = sequence.block_table[positions // self.block_size]
         self._slots[token:end] = blocks * np.int32(self.block_size) + positions % self.block_size
@@ -108,7 +111,7 @@ class BatchBuilder:
         limits: IntArray | None = None
         num_rows = token = 0
         for item in scheduled:
-            media, count = item.sequence.media, item.num_scheduled_tokens
+            media, count = item.sequence.media, item.num_run_tokens
             start = item.sequence.num_computed_tokens
             if media is not None:
                 in_prompt = max(0, min(start + count, media.positions.shape[1]) - start)
@@ -130,8 +133,7 @@ class BatchBuilder:
     def _causal_limits(self, scheduled: list[Scheduled]) -> IntArray:
         """Each token sees those of its sequence up to itself."""
         parts = [
-            self._offsets[: item.num_scheduled_tokens] + np.int32(item.sequence.num_computed_tokens + 1)
-            for item in scheduled
+            self._offsets[: item.num_run_tokens] + np.int32(item.sequence.num_computed_tokens + 1) for item in scheduled
         ]
         return np.concatenate(parts)
 

@@ -145,9 +145,9 @@ class BlockManager:
         """Whether grow would work."""
         return self.blocks_for(sequence.num_tokens) - sequence.num_blocks <= self.num_free_blocks
 
-    def grow(self, sequence: Sequence) -> None:
-        """Add the blocks that the sequence's tokens need by now."""
-        num_new = self.blocks_for(sequence.num_tokens) - sequence.num_blocks
+    def grow(self, sequence: Sequence, *, num_drafted: int = 0) -> None:
+        """Add the blocks that the sequence's tokens need by now, and so many drafts behind them."""
+        num_new = self.blocks_for(sequence.num_tokens + num_drafted) - sequence.num_blocks
         if num_new > self.num_free_blocks:
             raise EngineError("more KV blocks were asked for than are free")
         if num_new > 0:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from autoglm.config import EngineConfig
 from autoglm.engine.batch import Batch, BatchBuilder
 from autoglm.engine.block_manager import BlockManager
+from autoglm.engine.drafting import Drafter
 from autoglm.engine.encoder_queue import EncoderQueue
 from autoglm.engine.prebuild import PrebuildQueue
 from autoglm.engine.scheduler import Scheduled, Scheduler
@@ -93,6 +94,8 @@ class EngineStats:
     num_prebuilt_tokens_total: int  # computed ahead of any request
     num_prebuilt_hit_tokens_total: int  # of these, found by one that came
     num_forced_tokens_total: int  # written without being sampled: a thought's close, what a grammar left no choice in
+    num_drafted_tokens_total: int  # run before they were chosen (engine/drafting.py)
+    num_accepted_tokens_total: int  # of these, then chosen
     num_encoded_total: int  # encoder jobs done: a picture, or for gcmf all media of a turn
     num_steps_total: int
     num_requests_total: int
@@ -112,6 +115,8 @@ class _Counters:
     generation_tokens: int = 0
     reasoning_tokens: int = 0
     forced_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     steps: int = 0
     requests: int = 0
     runner_s: float = 0.0
@@ -148,6 +153,11 @@ class Engine:
         self._prebuilds = PrebuildQueue(runner, self.block_manager, self._builder, min(PREBUILD_CHUNK, budget))
         # Rows of the output matrix past the tokenizer's last id are padding; they stand for no text.
         self._num_known_ids = min(runner.vocab_size, getattr(tokenizer, "vocab_size", runner.vocab_size))
+        self._drafter = (
+            Drafter(self.block_manager, self._speed, max_tokens=config.draft_max, max_num_batched_tokens=budget)
+            if config.draft_max
+            else None
+        )
         self._chooser = TokenChooser(
             self._num_known_ids,
             frozenset(tokenizer.eos_token_ids),
@@ -223,11 +233,14 @@ class Engine:
             self._prebuilds.advance(PREBUILD_SLICE_S)
             return []
         self._prebuilds.give_way()
+        begun_s = time.monotonic()
         scheduled = self.scheduler.schedule()
         failed = self._end_unencodable()
         if not scheduled:
             return failed
         self._note_admissions(scheduled, time.monotonic())
+        if self._drafter is not None:
+            self._drafter.add_drafts(scheduled)
         batch = self._builder.build(scheduled)
         run_s = time.monotonic()
         try:
@@ -238,7 +251,8 @@ class Engine:
             return failed + self._fail_batch(scheduled, error)
         now_s = time.monotonic()
         self._counters.runner_s += now_s - run_s
-        self._speed.note(batch.token_ids.size, len(scheduled), now_s - run_s)
+        num_drafted = sum(item.num_drafted for item in scheduled)
+        self._speed.note(batch.token_ids.size, len(scheduled), now_s - begun_s, num_drafted=num_drafted)
         self.scheduler.prefill_room = self._speed.prefill_room
         outputs = failed
         row = 0
@@ -246,8 +260,9 @@ class Engine:
             wants_logits = item.wants_logits
             self._commit(item)
             if wants_logits:
-                outputs.append(self._advance(item.sequence, logits[row], now_s))
-                row += 1
+                wanted = 1 + item.num_drafted
+                outputs.append(self._advance(item, logits[row : row + wanted], now_s))
+                row += wanted
         self._counters.steps += 1
         self._counters.step_s += time.monotonic() - started_s
         return outputs
@@ -283,6 +298,8 @@ class Engine:
             num_prebuilt_tokens_total=self._prebuilds.num_tokens,
             num_prebuilt_hit_tokens_total=manager.num_prebuilt_hits * manager.block_size,
             num_forced_tokens_total=counters.forced_tokens,
+            num_drafted_tokens_total=counters.drafted_tokens,
+            num_accepted_tokens_total=counters.accepted_tokens,
             num_encoded_total=self.encoders.num_encoded,
             num_steps_total=counters.steps,
             num_requests_total=counters.requests,
@@ -376,11 +393,18 @@ class Engine:
         sequence.num_computed_tokens += item.num_scheduled_tokens
         if sequence.media is not None and sequence.num_computed_tokens >= sequence.num_prompt_tokens:
             sequence.media.release()
+        self._commit_blocks(sequence)
+
+    def _commit_blocks(self, sequence: Sequence) -> None:
         if sequence.num_computed_tokens // self.block_manager.block_size > sequence.num_hashed_blocks:
             self.block_manager.commit(sequence)
 
-    def _advance(self, sequence: Sequence, logits: NDArray[np.float32], now_s: float) -> SequenceOutput:
-        """Choose the next token or tokens of one sequence; whatever goes wrong here is that sequence's end alone."""
+    def _advance(self, item: Scheduled, logits: NDArray[np.float32], now_s: float) -> SequenceOutput:
+        """Choose the next token or tokens of one sequence; whatever goes wrong here is that sequence's end alone.
+
+        logits f32 [1 + num_drafted, vocab]
+        """
+        sequence = item.sequence
         output = SequenceOutput(
             sequence.request_id,
             [],
@@ -392,12 +416,30 @@ class Engine:
         if sequence.first_token_s is None:
             sequence.first_token_s = now_s
         try:
-            self._chooser.choose(sequence, logits, output)
+            self._choose_tokens(item, logits, output)
         except Exception as error:
             self._set_error(sequence, error)
         self._counters.generation_tokens += len(output.token_ids)
         self._seal(sequence, output)
         return output
+
+    def _choose_tokens(self, item: Scheduled, logits: NDArray[np.float32], output: SequenceOutput) -> None:
+        """Row by row, as long as all that is written was drafted: then the row behind it was computed from it."""
+        sequence, drafted = item.sequence, item.expected[: item.num_drafted]
+        sequence.num_drafted_tokens += len(drafted)
+        used = 0  # drafts that were written
+        while True:
+            at = sequence.num_tokens
+            self._chooser.choose(sequence, logits[used], output)
+            if used < len(item.expected):
+                sequence.lookup.note(sequence.token_ids[at] == item.expected[used])
+            while used < len(drafted) and sequence.token_ids[at : at + 1] == drafted[used : used + 1]:
+                used, at = used + 1, at + 1
+            if at < sequence.num_tokens or sequence.finish_reason is not None:
+                break
+        sequence.num_computed_tokens += used
+        sequence.num_accepted_tokens += used
+        self._commit_blocks(sequence)
 
     def _set_error(self, sequence: Sequence, error: Exception) -> None:
         """End a sequence by an error; the log gets the place, neither gets text that a request might be in."""
@@ -427,6 +469,8 @@ class Engine:
         counters = self._counters
         counters.reasoning_tokens += sequence.num_reasoning_tokens
         counters.forced_tokens += sequence.num_forced_tokens
+        counters.drafted_tokens += sequence.num_drafted_tokens
+        counters.accepted_tokens += sequence.num_accepted_tokens
         counters.mean_service_s += 0.1 * (now_s - (sequence.scheduled_s or now_s) - counters.mean_service_s)
 
     def _fail_batch(self, scheduled: list[Scheduled], error: Exception) -> list[SequenceOutput]:
@@ -456,6 +500,8 @@ def _timings(sequence: Sequence, now_s: float) -> dict[str, float]:
         "decode_ms": max(0.0, now_s - first_s) * 1e3,
         "preemptions": float(sequence.num_preemptions),
         "forced_tokens": float(sequence.num_forced_tokens),
+        "draft_n": float(sequence.num_drafted_tokens),
+        "draft_n_accepted": float(sequence.num_accepted_tokens),
     }
 
 

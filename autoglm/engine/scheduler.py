@@ -21,7 +21,7 @@ from __future__ import annotations
 import bisect
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from autoglm.engine.block_manager import BlockManager
 from autoglm.engine.sequence import Sequence, SequenceState
@@ -31,10 +31,20 @@ LATER_PROMPTS_SHARE = 4  # 1 / share of the budget
 
 @dataclass(slots=True)
 class Scheduled:
-    """num_scheduled_tokens of the sequence run in this step, from num_computed_tokens on."""
+    """num_scheduled_tokens of the sequence run in this step, from num_computed_tokens on.
+
+    expected     what prompt lookup expects to follow; the first num_drafted of it are run behind them (drafting.py)
+    """
 
     sequence: Sequence
     num_scheduled_tokens: int
+    expected: list[int] = field(default_factory=list)
+    num_drafted: int = 0
+
+    @property
+    def num_run_tokens(self) -> int:
+        """Rows of the step."""
+        return self.num_scheduled_tokens + self.num_drafted
 
     @property
     def wants_logits(self) -> bool:

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from autoglm.engine.prompt_lookup import PromptLookup
 from autoglm.engine.sampling import SamplerState, SamplingParams, TokenLogprob
 from autoglm.engine.stop_strings import StopStrings
 from autoglm.engine.thinking import ThinkingControl, ThoughtTracker
@@ -69,7 +70,8 @@ class SequenceOutput:
     stop_reason           the stop string, or the id out of stop_token_ids, that ended it
     num_cached_tokens     prompt tokens that came out of the prefix cache
     num_reasoning_tokens  tokens written inside a thought so far, its tags not counted
-    timings               on the last output: queue_ms, encode_ms, prefill_ms, decode_ms, preemptions, forced_tokens
+    timings               on the last output: queue_ms, encode_ms, prefill_ms, decode_ms, preemptions, forced_tokens,
+                          draft_n, draft_n_accepted
     fusions               on the last output, where the prompt's media tell it: how each turn was fused
     error                 one sentence, with finish_reason "error"
     """
@@ -145,6 +147,9 @@ class Sequence:
         self.error: str | None = None
         self.is_cut = False  # the grammar ended the answer early, for max_tokens
         self.num_forced_tokens = 0  # written without being sampled
+        self.lookup = PromptLookup()
+        self.num_drafted_tokens = 0  # run before they were chosen
+        self.num_accepted_tokens = 0  # of these, then chosen
         self.encode_s = 0.0  # spent on its media by the encoders
         self.num_preemptions = 0
         self.scheduled_s: float | None = None

@@ -6,7 +6,7 @@ from __future__ import annotations
 # those it may have before the machine's speed is known.
 PREFILL_BESIDE_S, MIN_PREFILL_ROOM, FIRST_PREFILL_ROOM = 0.1, 16, 64
 # Decode steps after which a cost that was not measured again is forgotten: the machine may have been busy then.
-FORGET_AFTER = 512
+FORGET_AFTER = 1024
 
 
 class StepSpeed:
@@ -38,18 +38,19 @@ class StepSpeed:
         fitted = int(PREFILL_BESIDE_S / max(self._token_s, 1e-9))
         self.prefill_room = min(max(MIN_PREFILL_ROOM, fitted), self._max_num_batched_tokens)
 
-    def decode_cost(self, num_rows: int) -> float | None:
-        """Seconds of a decode step of so many rows. One never run, or not lately, is taken to be as cheap as it can
-        be beside those that were: no cheaper than one of fewer rows, or a row than in one of more. None: nothing
-        is known of fewer rows."""
+    def decode_costs(self, num_rows: int, num_more: int) -> list[float]:
+        """Seconds of a decode step of num_rows rows, and of up to num_more more; [] if no such step is known.
+
+        One never run, or not lately, is taken to cost no more than the next smaller one, so that it is tried once.
+        """
         cost = self._costs.get(num_rows)
-        if cost is not None:
-            return cost
-        fewer = max((rows for rows in self._costs if rows < num_rows), default=None)
-        if fewer is None:
-            return None
-        more = min((rows for rows in self._costs if rows > num_rows), default=None)
-        return max(self._costs[fewer], self._costs[more] * num_rows / more if more else 0.0)
+        if cost is None:
+            return []
+        costs = [cost]
+        for rows in range(num_rows + 1, num_rows + num_more + 1):
+            cost = self._costs.get(rows, cost)
+            costs.append(cost)
+        return costs
 
     def _note_cost(self, num_rows: int, seconds: float) -> None:
         mean = self._costs.get(num_rows, seconds)

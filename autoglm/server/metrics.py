@@ -27,6 +27,8 @@ ENGINE_COUNTERS = {
     "num_prefill_tokens_total": ("prefill_tokens", "Tokens computed in chunks: prompts, anew too, and forced runs"),
     "num_generation_tokens_total": ("decode_tokens", "Tokens generated"),
     "num_forced_tokens_total": ("forced_tokens", "Tokens generated without being sampled: no other could follow"),
+    "num_drafted_tokens_total": ("draft_tokens", "Tokens run as drafts, before they were chosen"),
+    "num_accepted_tokens_total": ("draft_accepted_tokens", "Draft tokens that were then chosen"),
     "num_encoded_total": ("media_encoded", "Pictures encoded, or turns with media where the model mixes them"),
     "prefix_cache_query_tokens": ("prefix_cache_query_tokens", "Prompt tokens looked up in the prefix cache"),
     "prefix_cache_hit_tokens": ("prefix_cache_hit_tokens", "Prompt tokens found in the prefix cache"),

@@ -37,6 +37,8 @@ class Tally:
     completion_tokens: int = 0
     reasoning_tokens: int = 0
     forced_tokens: int = 0
+    draft_tokens: int = 0
+    draft_accepted_tokens: int = 0
     decode_media_ms: float = 0.0
     media: MediaReport = field(default_factory=MediaReport)
     engine_ms: dict[str, float] = field(
@@ -67,6 +69,8 @@ class Tally:
         self.completion_tokens += output.num_output_tokens
         self.reasoning_tokens += output.num_reasoning_tokens
         self.forced_tokens += int(output.timings.get("forced_tokens", 0))
+        self.draft_tokens += int(output.timings.get("draft_n", 0))
+        self.draft_accepted_tokens += int(output.timings.get("draft_n_accepted", 0))
         for name in self.engine_ms:
             self.engine_ms[name] = max(self.engine_ms[name], output.timings.get(name, 0.0))
         self.metrics.finishes.labels(output.finish_reason).inc()
@@ -111,6 +115,8 @@ class Tally:
             "cached_tokens": self.cached_tokens,
             "predicted_tokens": self.completion_tokens,
             "forced_tokens": self.forced_tokens,
+            "draft_n": self.draft_tokens,
+            "draft_n_accepted": self.draft_accepted_tokens,
             "images": list(self.media.pictures),
             "prefill_tokens_per_s": round(num_prefilled / prefill_ms * 1e3, 2) if prefill_ms > 0 else 0.0,
             "decode_tokens_per_s": round(self.completion_tokens / decode_ms * 1e3, 2) if decode_ms > 0 else 0.0,

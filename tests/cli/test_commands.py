@@ -45,7 +45,7 @@ def test_serve_has_llama_servers_names(capfd: pytest.CaptureFixture[str]) -> Non
     for flag in (
         "-m, --model --mmproj --host --port -c, --ctx-size -t, --threads -np, --parallel --alias --api-key "
         "--chat-template-file -ctk, --cache-type-k -ctv, --cache-type-v --kv-blocks --kv-memory "
-        "--actions --max-batched-tokens --queue --no-prefix-cache --no-prebuild --log-level AUTOGLM_API_KEY"
+        "--actions --max-batched-tokens --queue --draft-max --no-prefix-cache --no-prebuild --log-level AUTOGLM_API_KEY"
     ).split():
         assert flag in out
 

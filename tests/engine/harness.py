@@ -39,8 +39,17 @@ class Answer:
 
 
 def make_engine(runner: Any = None, tokenizer: Any = None, **config: Any) -> Engine:
+    """Without drafts unless told otherwise: how many there are depends on the machine, and tests count steps."""
     runner = runner or FakeRunner()
-    return Engine(runner, tokenizer or FakeTokenizer(default_pieces(runner.vocab_size)), EngineConfig(**config))
+    settings = EngineConfig(**{"draft_max": 0, **config})
+    return Engine(runner, tokenizer or FakeTokenizer(default_pieces(runner.vocab_size)), settings)
+
+
+def draft_always(engine: Engine) -> Engine:
+    """Let it believe that rows cost nothing, so that it drafts all it can."""
+    assert engine.config.draft_max
+    engine._speed.decode_costs = lambda num_rows, num_more: [1.0] * (num_more + 1)  # type: ignore[method-assign]
+    return engine
 
 
 def make_sequence(request_id: str, prompt: list[int], *, max_tokens: int = 12, **options: Any) -> Sequence:

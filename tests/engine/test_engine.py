@@ -336,7 +336,8 @@ def test_outputs_carry_counts_and_timings() -> None:
     answer = serve(engine, [make_sequence("b", prompt, max_tokens=5)])["b"]
     last = answer.last
     assert (last.num_prompt_tokens, last.num_cached_tokens, last.num_output_tokens) == (39, 32, 5)
-    assert set(last.timings) == {"queue_ms", "encode_ms", "prefill_ms", "decode_ms", "preemptions", "forced_tokens"}
+    times = {"queue_ms", "encode_ms", "prefill_ms", "decode_ms"}
+    assert set(last.timings) == {*times, "preemptions", "forced_tokens", "draft_n", "draft_n_accepted"}
     assert all(value >= 0 for value in last.timings.values()) and last.timings["decode_ms"] > 0
 
 

@@ -16,6 +16,7 @@ from autoglm.engine.sequence import Sequence, SequenceOutput
 from autoglm.errors import RequestError
 from autoglm.media.prompt_media import EmbeddingMemory, Encoded, MediaJob, MediaSpan, PromptMedia, TurnFusion
 from tests.engine.fake_runner import FakeRunner, FakeTokenizer, default_pieces
+from tests.engine.harness import draft_always
 
 WIDTH, PLACEHOLDER = 4, 9
 
@@ -71,7 +72,7 @@ def make_engine(**options: int) -> Engine:
     num_blocks, budget = options.pop("num_blocks", 64), options.pop("budget", 512)
     runner = FakeRunner(num_blocks=num_blocks, max_num_batched_tokens=budget)
     runner.expects_text = False
-    config = EngineConfig(max_num_batched_tokens=budget, **options)  # type: ignore[arg-type]
+    config = EngineConfig(**{"max_num_batched_tokens": budget, "draft_max": 0, **options})  # type: ignore[arg-type]
     return Engine(runner, FakeTokenizer(default_pieces()), config)
 
 
@@ -131,6 +132,24 @@ def test_the_answer_goes_on_from_the_prompts_last_position(monkeypatch: pytest.M
     moved = PromptMedia(media.jobs, media.positions)
     run(engine, make_sequence("one", ids, moved, max_tokens=3))
     assert seen == [[14] * 3, [15] * 3, [16] * 3]
+
+
+@pytest.mark.parametrize("two_way", [True, False])
+def test_drafts_stand_where_their_tokens_would(two_way: bool) -> None:
+    """Behind a picture positions are moved; of four tokens to choose from many are seen again."""
+    answers, steps = [], []
+    for draft_max in (0, 7):
+        engine = make_engine(draft_max=draft_max)
+        if draft_max:
+            draft_always(engine)
+        ids, media = prompt(Encoder(), [1, 2], two_way=two_way)
+        media.positions[:, -7:] -= 20
+        bias = dict.fromkeys((5, 6, 7, 8), 100.0)
+        params = SamplingParams(temperature=0.0, max_tokens=60, ignore_eos=True, logit_bias=bias)
+        sequence = Sequence("one", ids, params, media=PromptMedia(media.jobs, media.positions))
+        answers.append(tokens_of(run(engine, sequence)["one"]))
+        steps.append(engine.stats().num_steps_total)
+    assert answers[0] == answers[1] and steps[0] > steps[1]
 
 
 def test_what_a_picture_shows_and_where_it_stands_matters() -> None:

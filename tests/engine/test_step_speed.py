@@ -18,15 +18,15 @@ def test_the_room_follows_the_speed_of_the_machine() -> None:
         assert speed.prefill_room == room
 
 
-def test_a_decode_step_never_run_costs_as_little_as_it_can() -> None:
+def test_a_decode_step_never_run_costs_what_a_smaller_one_does() -> None:
     speed = StepSpeed(512)
-    assert speed.decode_cost(1) is None
+    assert speed.decode_costs(1, 3) == []
     speed.note(300, 1, 9.0)
-    assert speed.decode_cost(1) is None
+    assert speed.decode_costs(1, 3) == []
     speed.note(2, 2, 10.0)
-    assert [speed.decode_cost(rows) for rows in (1, 2, 3, 9)] == [None, 10, 10, 10]
-    speed.note(8, 1, 24.0, num_drafted=7)
-    assert [speed.decode_cost(rows) for rows in (3, 6, 8, 9)] == [10, 18, 24, 24]
+    assert speed.decode_costs(1, 3) == [] and speed.decode_costs(2, 2) == [10, 10, 10]
+    speed.note(4, 1, 24.0, num_drafted=3)
+    assert speed.decode_costs(2, 3) == [10, 10, 24, 24]
 
 
 def test_a_decode_cost_is_a_moving_mean_that_a_pause_hardly_moves() -> None:
@@ -34,10 +34,10 @@ def test_a_decode_cost_is_a_moving_mean_that_a_pause_hardly_moves() -> None:
     speed.note(1, 1, 1.0)
     speed.note(1, 1, 1000.0)
     assert speed.decode_s == 1000.0
-    assert speed.decode_cost(1) == pytest.approx(1.2)
+    assert speed.decode_costs(1, 0) == pytest.approx([1.2])
     for _ in range(40):
         speed.note(1, 1, 3.0)
-    assert speed.decode_cost(1) == pytest.approx(3.0, rel=0.01)
+    assert speed.decode_costs(1, 0) == pytest.approx([3.0], rel=0.01)
 
 
 def test_a_decode_cost_not_measured_lately_is_forgotten() -> None:
@@ -45,4 +45,4 @@ def test_a_decode_cost_not_measured_lately_is_forgotten() -> None:
     speed.note(8, 1, 1000.0, num_drafted=7)
     for _ in range(2 * FORGET_AFTER):
         speed.note(1, 1, 1.0)
-    assert speed.decode_cost(8) == speed.decode_cost(1) == pytest.approx(1.0)
+    assert speed.decode_costs(1, 7) == pytest.approx([1.0] * 8)

@@ -24,7 +24,8 @@ class Rig:
     make: Callable[..., Engine]
 
     def engine(self, *, num_blocks: int = 64, **config: Any) -> Engine:
-        return self.make(num_blocks, config)
+        """Without drafts unless told otherwise, since their number is a matter of speed."""
+        return self.make(num_blocks, {"draft_max": 0, **config})
 
     def prompt(self, start: int, size: int) -> list[int]:
         return [(start * 31 + i * i * 7 + i // 3) % (self.vocab_size - 2) + 1 for i in range(size)]

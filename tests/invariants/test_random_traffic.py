@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from autoglm.engine.engine import Engine
 from autoglm.engine.sequence import Sequence, ThinkingControl
 from tests.engine.fake_runner import FakeRunner, default_pieces
-from tests.engine.harness import Answer, assert_idle, make_engine, make_sequence, serve, step
+from tests.engine.harness import Answer, assert_idle, draft_always, make_engine, make_sequence, serve, step
 
 PIECES = default_pieces(64)
 OPEN, CLOSE = PIECES.index(b"<think>"), PIECES.index(b"</think>")
@@ -46,6 +46,7 @@ def draw_request(rng: np.random.Generator, name: str) -> Request:
         "ignore_eos": bool(rng.integers(2)),
         "stop": [(), ("ab",), ("x", "qq", "<1")][rng.integers(3)],
         "logprobs": [None, 2][rng.integers(2)],
+        "logit_bias": [{}, {5: 9.0, 6: 9.0, 7: 9.0}][rng.integers(2)],  # of few tokens many were seen before
         "cache_salt": [b"", b"s"][rng.integers(2)],
     }
     if rng.integers(3) == 0:
@@ -82,17 +83,24 @@ def assert_same(answer: Answer, solo: Answer) -> None:
     budget=st.sampled_from([3, 16, 33, 512]),
     max_num_seqs=st.sampled_from([1, 3, 8]),
     caching=st.booleans(),
+    drafts=st.booleans(),
     cancels=st.booleans(),
     faults=st.booleans(),
 )
 def test_every_answer_equals_its_solo_run(
-    seed: int, num_blocks: int, budget: int, max_num_seqs: int, caching: bool, cancels: bool, faults: bool
+    seed: int, num_blocks: int, budget: int, max_num_seqs: int, caching: bool, drafts: bool, cancels: bool, faults: bool
 ) -> None:
     rng = np.random.default_rng(seed)
     runner = FakeRunner(num_blocks=num_blocks)
     engine = make_engine(
-        runner, max_num_batched_tokens=budget, max_num_seqs=max_num_seqs, enable_prefix_caching=caching
+        runner,
+        max_num_batched_tokens=budget,
+        max_num_seqs=max_num_seqs,
+        enable_prefix_caching=caching,
+        draft_max=5 if drafts else 0,
     )
+    if drafts:
+        draft_always(engine)
     requests = {str(i): draw_request(rng, str(i)) for i in range(14)}
     to_come, answers, gone = list(requests.values()), {}, set()
     for _ in range(5000):

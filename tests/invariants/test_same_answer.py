@@ -8,7 +8,7 @@ import pytest
 
 from autoglm.engine.sampling import SamplingParams
 from autoglm.engine.sequence import Sequence, ThinkingControl
-from tests.engine.harness import Answer, assert_idle, drain, serve, step
+from tests.engine.harness import Answer, assert_idle, draft_always, drain, serve, step
 from tests.invariants.conftest import Rig
 
 PARAMS = [
@@ -83,6 +83,35 @@ def test_preempted_equals_uninterrupted(rig: Rig, caching: bool, params: dict[st
     for name, prompt in prompts.items():
         same(answers[name], alone(rig, prompt, params, max_tokens=60))
     assert_idle(engine)
+
+
+# Four tokens to choose from: what comes next was often seen before, and often something else comes.
+FEW = {"logit_bias": dict.fromkeys((5, 6, 7, 8), 100.0)}
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        pytest.param(FEW, id="greedy"),
+        pytest.param({**FEW, "temperature": 0.9, "seed": 7, "frequency_penalty": 0.2}, id="seeded"),
+    ],
+)
+def test_drafted_equals_plain(rig: Rig, params: dict[str, Any]) -> None:
+    """Drafts taken, not taken, and in part; put out of a small pool among others; and what they left in the cache."""
+    prompts = {str(i): rig.prompt(30 + i, 14 + 9 * i) for i in range(3)}
+    engine = draft_always(rig.engine(num_blocks=9, draft_max=15))
+    answers = serve(engine, [rig.sequence(name, prompt, max_tokens=50, **params) for name, prompt in prompts.items()])
+    stats = engine.stats()
+    assert 10 < stats.num_accepted_tokens_total < stats.num_drafted_tokens_total - 10
+    assert stats.num_preemptions_total > 0
+    assert_idle(engine)
+    for name, prompt in prompts.items():
+        same(answers[name], serve(rig.engine(), [rig.sequence("r", prompt, max_tokens=50, **params)])["r"])
+    turn = [*prompts["0"], *answers["0"].token_ids[:40], *rig.prompt(8, 5)]
+    serve(engine, [rig.sequence("0", prompts["0"], max_tokens=50, **params)])
+    answer = serve(engine, [rig.sequence("turn", turn, max_tokens=8)])["turn"]
+    assert answer.last is not None and answer.last.num_cached_tokens == 48
+    same(answer, alone(rig, turn, {}, max_tokens=8))
 
 
 @pytest.mark.parametrize("params", PARAMS)

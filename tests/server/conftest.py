@@ -78,7 +78,8 @@ def serve(glm4_parts: tuple[Tokenizer, ChatTemplate]) -> Iterator[ServeFunction]
     ) -> ServedModel:
         tokenizer, template = glm4_parts
         runner = ScriptedRunner(tokenizer, reply, **runner_options)
-        engine = Engine(runner, tokenizer, engine_config or EngineConfig())
+        # Without drafts: how many steps an answer takes must not hang on the machine.
+        engine = Engine(runner, tokenizer, engine_config or EngineConfig(draft_max=0))
         driver = EngineDriver(engine)
         app = create_app(
             driver, tokenizer, template, model_id=MODEL_ID, aliases=aliases, api_key=api_key, settings=settings

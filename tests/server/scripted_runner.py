@@ -46,7 +46,8 @@ class ScriptedRunner(FakeRunner):
         if len(self.script) > 1:
             for row, t in enumerate(batch.logits_rows):
                 s = int(np.searchsorted(batch.cu_seqlens_q, t, side="right")) - 1
-                tokens = self._slot_tokens[self._slots(batch, s, int(batch.context_lens[s]))].tolist()
+                drafts = int(batch.cu_seqlens_q[s + 1]) - 1 - int(t)  # tokens behind this one
+                tokens = self._slot_tokens[self._slots(batch, s, int(batch.context_lens[s]) - drafts)].tolist()
                 logits[row, self._next(tokens)] += 40.0
         return logits
 

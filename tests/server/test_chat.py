@@ -9,6 +9,7 @@ import pytest
 
 from autoglm.config import EngineConfig
 from autoglm.server.settings import ServerSettings
+from tests.engine.harness import draft_always
 from tests.server.conftest import MODEL_ID, ServeFunction, chat_body, client_of, events_of, joined, on_socket
 
 THOUGHTFUL = "<think>the back button is on the left</think><answer>tap the back button</answer>"
@@ -65,6 +66,28 @@ async def test_timings_say_where_the_time_went(serve: ServeFunction) -> None:
     assert cached == warm["timings"]["cached_tokens"] > 0 and cached % 16 == 0
     assert cached < warm["usage"]["prompt_tokens"]
     assert stream[-2]["timings"]["cached_tokens"] == cached
+
+
+async def test_drafts_are_counted_and_change_nothing_else(serve: ServeFunction) -> None:
+    """A reply that says the same again and again, whole and streamed."""
+    reply = "the cat sat on the mat, " * 6
+    served, plain = serve(reply, engine_config=EngineConfig(draft_max=8)), serve(reply)
+    draft_always(served.engine)
+    body = chat_body("say it", logprobs=True)
+    async with client_of(plain) as client:
+        expected = (await client.post("/v1/chat/completions", json=body)).json()
+    async with client_of(served) as client:
+        whole = (await client.post("/v1/chat/completions", json=body)).json()
+        events = events_of((await client.post("/v1/chat/completions", json={**body, "stream": True})).text)
+        metrics = (await client.get("/metrics")).text
+    assert whole["choices"] == expected["choices"] and joined(events, "content") == reply
+    assert len(events) < whole["usage"]["completion_tokens"]
+    times = whole["timings"]
+    assert times["draft_n"] >= times["draft_n_accepted"] > 20
+    assert expected["timings"]["draft_n"] == expected["timings"]["draft_n_accepted"] == 0
+    for name, field in (("draft_tokens", "draft_n"), ("draft_accepted_tokens", "draft_n_accepted")):
+        [line] = [line for line in metrics.splitlines() if line.startswith(f"autoglm_{name}_total")]
+        assert float(line.split()[1]) == times[field] + events[-2]["timings"][field]
 
 
 async def test_stream_begins_with_the_role_and_ends_with_reason_usage_done(serve: ServeFunction) -> None:
