@@ -5,8 +5,9 @@ from __future__ import annotations
 # What a step in which somebody decodes may take for the prompts of others, the tokens it may have however slow, and
 # those it may have before the machine's speed is known.
 PREFILL_BESIDE_S, MIN_PREFILL_ROOM, FIRST_PREFILL_ROOM = 0.1, 16, 64
-# Decode steps after which a cost that was not measured again is forgotten: the machine may have been busy then.
-FORGET_AFTER = 1024
+# A cost is forgotten after so many times its own time spent in other decode steps: the machine may have been busy when
+# it was measured, and trying it again takes at most that share.
+FORGET_AFTER = 256
 
 
 class StepSpeed:
@@ -21,9 +22,8 @@ class StepSpeed:
         self.decode_s = 0.0
         self._max_num_batched_tokens = max_num_batched_tokens
         self._token_s: float | None = None
-        self._costs: dict[int, float] = {}  # s, by rows
-        self._fresh: set[int] = set()
-        self._num_decode_steps = 0
+        self._costs: dict[int, tuple[float, float]] = {}  # by rows: mean, and when measured on the clock below
+        self._clock_s = 0.0  # spent in decode steps
 
     def note(self, num_tokens: int, num_seqs: int, seconds: float, *, num_drafted: int = 0) -> None:
         """A step of num_tokens, num_drafted of them drafts, for num_seqs sequences took so long."""
@@ -41,23 +41,32 @@ class StepSpeed:
     def decode_costs(self, num_rows: int, num_more: int) -> list[float]:
         """Seconds of a decode step of num_rows rows, and of up to num_more more; [] if no such step is known.
 
-        One never run, or not lately, is taken to cost no more than the next smaller one, so that it is tried once.
+        One never run, or not lately, is taken to be as cheap as it can be, so that it is tried: it costs no less than
+        the next smaller one known, and a row of it no less than one of the next larger.
         """
-        cost = self._costs.get(num_rows)
-        if cost is None:
+        known = [self._known_cost(rows) for rows in range(num_rows, num_rows + num_more + 1)]
+        if known[0] is None:
             return []
-        costs = [cost]
-        for rows in range(num_rows + 1, num_rows + num_more + 1):
-            cost = self._costs.get(rows, cost)
-            costs.append(cost)
+        costs: list[float] = []
+        for cost in known:
+            costs.append(costs[-1] if cost is None else cost)
+        row_s = 0.0
+        for index in range(num_more, 0, -1):
+            cost = known[index]
+            if cost is None:
+                costs[index] = max(costs[index], row_s * (num_rows + index))
+            else:
+                row_s = cost / (num_rows + index)
         return costs
 
+    def _known_cost(self, num_rows: int) -> float | None:
+        mean, measured_s = self._costs.get(num_rows, (0.0, -1.0))
+        return mean if self._clock_s - measured_s <= FORGET_AFTER * mean else None
+
     def _note_cost(self, num_rows: int, seconds: float) -> None:
-        mean = self._costs.get(num_rows, seconds)
+        mean = self._known_cost(num_rows)
+        mean = seconds if mean is None else mean
         # What the system took away in the middle of a step must not look like the step's own cost for long.
-        self._costs[num_rows] = mean + 0.2 * (min(seconds, 2 * mean) - mean)
-        self._fresh.add(num_rows)
-        self._num_decode_steps += 1
-        if self._num_decode_steps % FORGET_AFTER == 0:
-            self._costs = {rows: cost for rows, cost in self._costs.items() if rows in self._fresh}
-            self._fresh.clear()
+        mean += 0.2 * (min(seconds, 2 * mean) - mean)
+        self._clock_s += seconds
+        self._costs[num_rows] = (mean, self._clock_s)

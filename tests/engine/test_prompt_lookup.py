@@ -7,21 +7,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoglm.engine.prompt_lookup import FIRST_ACCEPTANCE, MAX_MATCH, MIN_MATCH, PromptLookup
+from autoglm.engine.prompt_lookup import FIRST_ACCEPTANCE, PromptLookup
 
 
 def reference(token_ids: list[int]) -> int | None:
-    """Where the next token comes from: of all earlier ends of the longest match, the latest."""
+    """Where the next token comes from: behind the latest earlier place of the last two."""
     size = len(token_ids)
-    for length in range(min(MAX_MATCH, size - 1), MIN_MATCH - 1, -1):
-        for end in range(size - 1, length - 1, -1):
-            if token_ids[end - length : end] == token_ids[size - length :]:
-                return end
+    for end in range(size - 1, 1, -1):
+        if token_ids[end - 2 : end] == token_ids[size - 2 :]:
+            return end
     return None
 
 
 @given(token_ids=st.lists(st.integers(0, 3), min_size=1, max_size=80), count=st.integers(1, 20))
-def test_it_expects_what_followed_the_longest_and_latest_match(token_ids: list[int], count: int) -> None:
+def test_it_expects_what_followed_the_last_two_tokens_before(token_ids: list[int], count: int) -> None:
     found = PromptLookup().expect(token_ids, count)
     source = reference(token_ids)
     if source is None:
@@ -50,7 +49,7 @@ def test_a_growing_sequence_is_followed_as_long_as_it_comes_true(token_ids: list
         assert found[:1] == ([] if source is None else [now[source]])
 
 
-@pytest.mark.parametrize("token_ids", [[5], [5, 5], [5, 6], [1, 2, 3, 2]])
+@pytest.mark.parametrize("token_ids", [[5], [5, 5], [5, 6], [1, 2, 3, 2], [7, 7, 8, 7]])
 def test_one_token_alike_is_no_match(token_ids: list[int]) -> None:
     assert PromptLookup().expect(token_ids, 4) == []
 

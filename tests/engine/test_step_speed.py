@@ -18,15 +18,17 @@ def test_the_room_follows_the_speed_of_the_machine() -> None:
         assert speed.prefill_room == room
 
 
-def test_a_decode_step_never_run_costs_what_a_smaller_one_does() -> None:
+def test_a_decode_step_never_run_costs_as_little_as_it_can() -> None:
     speed = StepSpeed(512)
     assert speed.decode_costs(1, 3) == []
     speed.note(300, 1, 9.0)
     assert speed.decode_costs(1, 3) == []
     speed.note(2, 2, 10.0)
     assert speed.decode_costs(1, 3) == [] and speed.decode_costs(2, 2) == [10, 10, 10]
-    speed.note(4, 1, 24.0, num_drafted=3)
-    assert speed.decode_costs(2, 3) == [10, 10, 24, 24]
+    speed.note(5, 1, 24.0, num_drafted=4)
+    assert speed.decode_costs(2, 4) == pytest.approx([10, 24 / 5 * 3, 24 / 5 * 4, 24, 24])
+    speed.note(4, 1, 12.0, num_drafted=3)
+    assert speed.decode_costs(2, 2) == [10, 10, 12]
 
 
 def test_a_decode_cost_is_a_moving_mean_that_a_pause_hardly_moves() -> None:
@@ -41,8 +43,14 @@ def test_a_decode_cost_is_a_moving_mean_that_a_pause_hardly_moves() -> None:
 
 
 def test_a_decode_cost_not_measured_lately_is_forgotten() -> None:
+    """A step that took 3 s is tried again when 256 times that went by: not sooner, and one of 1 s much sooner."""
     speed = StepSpeed(512)
-    speed.note(8, 1, 1000.0, num_drafted=7)
-    for _ in range(2 * FORGET_AFTER):
+    speed.note(8, 1, 3.0, num_drafted=7)
+    for _ in range(3 * FORGET_AFTER):
         speed.note(1, 1, 1.0)
+    assert speed.decode_costs(1, 7)[7] == pytest.approx(3.0)
+    speed.note(1, 1, 1.0)
     assert speed.decode_costs(1, 7) == pytest.approx([1.0] * 8)
+    for _ in range(FORGET_AFTER + 1):
+        speed.note(4, 1, 1.0, num_drafted=3)
+    assert speed.decode_costs(1, 3) == []
