@@ -45,8 +45,7 @@ class Session:
         text = f"** Screen Info **\n\n{info}" if number else f"{self.trace['task']}\n\n{info}"
         words = {"type": "text", "text": text}
         answer = f"<think>{step['thought']}</think><answer>{step['action']}"
-        recorded.script.clear()
-        recorded.script.extend([*tokenizer.encode(answer), min(tokenizer.eos_token_ids)])
+        recorded.say([*tokenizer.encode(answer), min(tokenizer.eos_token_ids)])
         turn = {"role": "user", "content": [screen(first_screen + number), words]}
         body = {"messages": [*self.history, turn], "max_tokens": 200, **self.fields}
         started_s, first_s, content, timings = time.perf_counter(), None, "", {}

@@ -18,7 +18,6 @@ import socket
 import subprocess
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,10 +27,11 @@ import numpy as np
 import platformdirs
 import uvicorn
 from glm4_file import write_glm4_file
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from tower_file import write_tower_file
 
-from autoglm.cli.loading import LoadedModel, ModelOptions, load_model, open_door
+from autoglm.cli.loading import LoadedModel, ModelOptions, find_model, load_model, open_door
 from autoglm.deploy.shipped import SHIPPED_MODELS
 from autoglm.engine.batch import Batch
 from autoglm.formats.gguf import GGUFFile
@@ -45,35 +45,48 @@ RESULTS = Path(__file__).resolve().parent / "results"
 NANO = SHIPPED_MODELS["nano"]
 TOWER_LAYERS = 2
 SCREEN = (1080, 2400)
+FILES = Path(platformdirs.user_cache_dir("autoglm")) / "benchmarks"
 
 
 class RecordedRunner:
-    """A runner that does all of a model's work and then prefers the next token of `script`; one request at a time."""
+    """A runner that does all of a model's work and then prefers the tokens it was told; one request at a time."""
 
     def __init__(self, runner: Any) -> None:
         self._runner = runner
-        self.script: deque[int] = deque()
+        self.say([])
+
+    def say(self, token_ids: list[int]) -> None:
+        """What the next request is answered; after its end the model speaks for itself."""
+        self._script, self._prompt_tokens = token_ids, 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runner, name)
 
-    def run(self, batch: Batch) -> np.ndarray:
-        logits = np.array(self._runner.run(batch))
-        if len(logits) and self.script:
-            logits[0, self.script.popleft()] = 1e4
+    def run(self, batch: Batch) -> NDArray[np.float32]:
+        logits = self._runner.run(batch)
+        # The first row of logits is of the token in front of `place`, the others are of drafts behind it.
+        place = int(batch.context_lens[0]) - len(logits) + 1
+        if len(logits) and not self._prompt_tokens:
+            self._prompt_tokens = place
+        for row, token_id in enumerate(self._script[place - self._prompt_tokens :][: len(logits)]):
+            logits[row, token_id] = 1e4
         return logits
+
+
+def load_text(name: str, threads: int) -> LoadedModel:
+    """A text model: glm4, which is the text part of glm4v, written first where need be, or one that has a name."""
+    options = ModelOptions(model=str(_glm4_file()) if name == "glm4" else name, threads=threads, ctx_size=8192)
+    return load_model(find_model(options, _quiet), replace(options, kv_memory="512M"), _quiet)
 
 
 def load(name: str, threads: int) -> LoadedModel:
     """The pair of that name, written first where it is not there yet."""
     options = ModelOptions(model="nano", threads=threads, takes_media=True)
     if name == "nano":
-        return load_model(Path(NANO.path), options, lambda what, done, total: None)
-    folder = Path(platformdirs.user_cache_dir("autoglm")) / "benchmarks"
-    text = folder / "glm4-9b-shapes-8-layers-Q4_K_M.gguf"
+        return load_model(Path(NANO.path), options, _quiet)
+    folder = FILES
+    text = _glm4_file()
     mmproj = folder / f"mmproj-glm4v-random-{TOWER_LAYERS}-layers-Q8_0.gguf"
-    if not text.exists():
-        write_glm4_file(text)
     if not mmproj.exists():
         write_tower_file(mmproj, TOWER_LAYERS)
     template = folder / "glm4v-template.jinja"
@@ -82,7 +95,18 @@ def load(name: str, threads: int) -> LoadedModel:
     options = replace(
         options, model=str(text), mmproj=mmproj, ctx_size=8192, kv_memory="512M", chat_template_file=template
     )
-    return load_model(text, options, lambda what, done, total: None)
+    return load_model(text, options, _quiet)
+
+
+def _glm4_file() -> Path:
+    text = FILES / "glm4-9b-shapes-8-layers-Q4_K_M.gguf"
+    if not text.exists():
+        write_glm4_file(text)
+    return text
+
+
+def _quiet(what: str, done: int, total: int) -> None:
+    """No progress shown."""
 
 
 @contextlib.contextmanager

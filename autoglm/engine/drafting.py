@@ -21,24 +21,28 @@ MAX_ROWS = 32
 
 
 class Drafter:
-    """Adds drafts to scheduled steps, at most max_tokens for a sequence; a step runs max_num_batched_tokens at most."""
+    """Adds drafts to scheduled steps.
+
+    max_tokens  the most for one sequence in one step; 0: none
+    """
 
     def __init__(
-        self, block_manager: BlockManager, speed: StepSpeed, *, max_tokens: int, max_num_batched_tokens: int
+        self, block_manager: BlockManager, speed: StepSpeed, max_tokens: int, max_num_batched_tokens: int
     ) -> None:
-        self._manager, self._speed, self._max_tokens = block_manager, speed, max_tokens
+        self.max_tokens = max_tokens
+        self._manager, self._speed = block_manager, speed
         self._max_rows = min(MAX_ROWS, max_num_batched_tokens)
 
     def add_drafts(self, scheduled: list[Scheduled]) -> None:
         """Fill in expected and num_drafted where every sequence decodes, with blocks for the drafts in the tables."""
-        if not all(item.num_scheduled_tokens == 1 and item.wants_logits for item in scheduled):
+        if not self.max_tokens or not all(item.num_scheduled_tokens == 1 and item.wants_logits for item in scheduled):
             return
         chances: list[tuple[float, Scheduled]] = []
         for item in scheduled:
             sequence = item.sequence
             # The last token of an answer is never run, and one comes out of each step without a draft.
             room = sequence.max_tokens - sequence.num_output_tokens - 1
-            item.expected = sequence.lookup.expect(sequence.token_ids, min(self._max_tokens, room))
+            item.expected = sequence.lookup.expect(sequence.token_ids, min(self.max_tokens, room))
             chance = acceptance = sequence.lookup.acceptance
             for _ in item.expected:
                 chances.append((chance, item))

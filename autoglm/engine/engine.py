@@ -145,19 +145,15 @@ class Engine:
             max_num_batched_tokens=budget,
             is_encoded=self._is_encoded,
         )
-        self._speed = StepSpeed(budget)
-        self.scheduler.prefill_room = self._speed.prefill_room
+        self.speed = StepSpeed(budget)
+        self.scheduler.prefill_room = self.speed.prefill_room
         self._builder = BatchBuilder(
             max_num_batched_tokens=budget, max_num_seqs=config.max_num_seqs, block_size=runner.block_size
         )
         self._prebuilds = PrebuildQueue(runner, self.block_manager, self._builder, min(PREBUILD_CHUNK, budget))
         # Rows of the output matrix past the tokenizer's last id are padding; they stand for no text.
         self._num_known_ids = min(runner.vocab_size, getattr(tokenizer, "vocab_size", runner.vocab_size))
-        self._drafter = (
-            Drafter(self.block_manager, self._speed, max_tokens=config.draft_max, max_num_batched_tokens=budget)
-            if config.draft_max
-            else None
-        )
+        self.drafter = Drafter(self.block_manager, self.speed, config.draft_max, budget)
         self._chooser = TokenChooser(
             self._num_known_ids,
             frozenset(tokenizer.eos_token_ids),
@@ -239,8 +235,7 @@ class Engine:
         if not scheduled:
             return failed
         self._note_admissions(scheduled, time.monotonic())
-        if self._drafter is not None:
-            self._drafter.add_drafts(scheduled)
+        self.drafter.add_drafts(scheduled)
         batch = self._builder.build(scheduled)
         run_s = time.monotonic()
         try:
@@ -252,8 +247,8 @@ class Engine:
         now_s = time.monotonic()
         self._counters.runner_s += now_s - run_s
         num_drafted = sum(item.num_drafted for item in scheduled)
-        self._speed.note(batch.token_ids.size, len(scheduled), now_s - begun_s, num_drafted=num_drafted)
-        self.scheduler.prefill_room = self._speed.prefill_room
+        self.speed.note(batch.token_ids.size, len(scheduled), now_s - begun_s, num_drafted=num_drafted)
+        self.scheduler.prefill_room = self.speed.prefill_room
         outputs = failed
         row = 0
         for item in scheduled:
@@ -312,7 +307,7 @@ class Engine:
 
     def _encode(self, started_s: float) -> None:
         """A slice between two steps while others are being served, and more of them while nobody is."""
-        slice_s = max(ENCODE_SLICE_S, self._speed.decode_s / 2) if self.scheduler.running else ENCODE_SLICE_S
+        slice_s = max(ENCODE_SLICE_S, self.speed.decode_s / 2) if self.scheduler.running else ENCODE_SLICE_S
         while self.encoders.has_work():
             self.encoders.advance(slice_s)
             if self.scheduler.running or time.monotonic() - started_s > ENCODE_ALONE_S:

@@ -48,7 +48,7 @@ def make_engine(runner: Any = None, tokenizer: Any = None, **config: Any) -> Eng
 def draft_always(engine: Engine) -> Engine:
     """Let it believe that rows cost nothing, so that it drafts all it can."""
     assert engine.config.draft_max
-    engine._speed.decode_costs = lambda num_rows, num_more: [1.0] * (num_more + 1)  # type: ignore[method-assign]
+    engine.speed.decode_costs = lambda num_rows, num_more: [1.0] * (num_more + 1)  # type: ignore[method-assign]
     return engine
 
 

@@ -177,7 +177,7 @@ def test_a_draft_takes_no_block_that_somebody_needs_next(num_blocks: int, drafte
     """Two sequences of 29 tokens and two blocks each: a third block for drafts leaves each of them one."""
     manager, speed = BlockManager(num_blocks, 16), StepSpeed(512)
     speed.note(2, 2, 1.0)
-    drafter = Drafter(manager, speed, max_tokens=15, max_num_batched_tokens=512)
+    drafter = Drafter(manager, speed, 15, 512)
     scheduled = []
     for name in "ab":
         sequence = make_sequence(name, (PROMPT * 2)[:29], max_tokens=40)
@@ -194,7 +194,7 @@ def test_a_draft_takes_no_block_that_somebody_needs_next(num_blocks: int, drafte
 def costing(engine: Engine, *costs: float) -> Engine:
     """An engine that measured these costs of 1, 2, ... rows; all further ones cost as the last and as much again."""
     table = [*costs, *(costs[-1] * n for n in range(2, 99))]
-    engine._speed.decode_costs = lambda rows, more: table[rows - 1 : rows + more]  # type: ignore[method-assign]
+    engine.speed.decode_costs = lambda rows, more: table[rows - 1 : rows + more]  # type: ignore[method-assign]
     return engine
 
 
