@@ -9,7 +9,7 @@ import pytest
 
 from autoglm.config import EngineConfig
 from autoglm.engine.engine import Engine
-from tests.engine.harness import Answer, make_sequence, serve
+from tests.engine.harness import Answer, draft_always, make_sequence, serve
 
 TEXT = "The harbour was quiet that morning, and only the gulls and one old man were awake. " * 30
 
@@ -28,7 +28,7 @@ def model(smollm2_path: Path) -> Any:
 
 def engine(model: Any, **config: Any) -> Engine:
     runner, tokenizer = model
-    return Engine(runner, tokenizer, EngineConfig(**config))
+    return Engine(runner, tokenizer, EngineConfig(**{"draft_max": 0, **config}))
 
 
 def ask(request_id: str, tokens: list[int], **params: Any):  # type: ignore[no-untyped-def]
@@ -36,7 +36,7 @@ def ask(request_id: str, tokens: list[int], **params: Any):  # type: ignore[no-u
 
 
 @pytest.mark.parametrize("params", [{}, {"temperature": 0.8, "top_p": 0.9, "seed": 3}], ids=["greedy", "seeded"])
-def test_chunked_warm_batched_and_preempted_equal_cold(model: Any, params: dict[str, Any]) -> None:
+def test_chunked_warm_drafted_batched_and_preempted_equal_cold(model: Any, params: dict[str, Any]) -> None:
     tokens = model[1].encode(TEXT)[:500]
     cold = serve(engine(model), [ask("r", tokens, **params)])["r"]
 
@@ -51,8 +51,15 @@ def test_chunked_warm_batched_and_preempted_equal_cold(model: Any, params: dict[
     assert answer.last is not None and answer.last.num_cached_tokens == 400
     check(answer)
 
+    drafting = draft_always(engine(model, draft_max=15))
+    check(serve(drafting, [ask("r", tokens, **params)])["r"])
+    assert drafting.stats().num_accepted_tokens_total > 0 or params
+
     # 160 blocks hold 2,560 tokens; five of these want more, so some are preempted, and all are batched.
     busy = engine(model, enable_prefix_caching=False)
+    # Prompts as on a fast machine: on a slow one they would be read one after the other, and all would fit.
+    busy.speed.prefill_room = 512
+    busy.speed.note = lambda *args, **kwargs: None
     others = [ask(str(i), tokens[i:490] + [7 + i], max_tokens=60, logprobs=None) for i in range(4)]
     last = ask("r", tokens, **{**params, "max_tokens": 120})
     answers = serve(busy, [*others, last])
