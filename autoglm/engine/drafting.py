@@ -1,9 +1,10 @@
 """Drafts of a decode step: which expected tokens are worth a row of it, so that several are chosen in one step.
 
-A step costs about as much for a few rows as for one, since it reads the same weights. So the tokens that prompt lookup
-expects are run behind a sequence's last one, each with its logits. Tokens are then chosen row by row as ever; the first
-that is not the drafted one ends it, and what was written for the rest is overwritten later. Rows do not depend on each
-other's number, so the answer is the same with drafts and without; only its time depends on what was measured.
+A step of a few rows costs less than as many steps of one, since it reads the weights once. So the tokens that prompt
+lookup expects are run behind a sequence's last one, each with its logits. Tokens are then chosen row by row as ever;
+the first that is not the drafted one ends it, and what was written for the rest is overwritten later. A row's logits do
+not depend on how many rows there are: the answer is the same with drafts and without, and only the time it takes
+depends on what was measured.
 
 How many: the j-th expected token is taken to come with probability a ** j, a being the sequence's moving mean of
 expectations that came true. Rows go to the likeliest drafts of all sequences, as many as make expected tokens / cost of

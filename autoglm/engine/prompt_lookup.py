@@ -12,7 +12,7 @@ ACCEPTANCE_WEIGHT, FIRST_ACCEPTANCE = 1 / 8, 0.5
 
 
 class PromptLookup:
-    """Expects the tokens of one sequence from its own prompt and answer; about 200 bytes a token once asked.
+    """Expects the tokens of one sequence from its own prompt and answer; 100 to 200 bytes a token once asked.
 
     acceptance  moving mean of how often the model chose the token that was expected, tried or not
     """

@@ -7,7 +7,7 @@ from __future__ import annotations
 PREFILL_BESIDE_S, MIN_PREFILL_ROOM, FIRST_PREFILL_ROOM = 0.1, 16, 64
 # A cost is forgotten after so many times its own time spent in other decode steps: the machine may have been busy when
 # it was measured, and trying it again takes at most that share.
-FORGET_AFTER = 256
+FORGET_AFTER = 64
 
 
 class StepSpeed:

@@ -43,7 +43,7 @@ def test_a_decode_cost_is_a_moving_mean_that_a_pause_hardly_moves() -> None:
 
 
 def test_a_decode_cost_not_measured_lately_is_forgotten() -> None:
-    """A step that took 3 s is tried again when 256 times that went by: not sooner, and one of 1 s much sooner."""
+    """A step that took 3 s is tried again when FORGET_AFTER times that went by, and not sooner."""
     speed = StepSpeed(512)
     speed.note(8, 1, 3.0, num_drafted=7)
     for _ in range(3 * FORGET_AFTER):
