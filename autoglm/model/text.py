@@ -160,6 +160,8 @@ def build_text_program(
         program.linear(normed, layer.qkv, qkv, biases=layer.qkv_bias, name="qkv")
         program.rope_cache(qkv, index)
         program.attention(qkv, index, heads)
+        if index == config.num_hidden_layers - 1:  # nobody reads what follows of the other tokens
+            x, heads = _wanted_rows(program, x, hidden), _wanted_rows(program, heads, q_width)
         attended = activations.get("attended", q_width, [layer.attn_output])
         program.quantize(heads, attended)
         program.linear(attended, [layer.attn_output], branch if sandwich else x, accumulate=not sandwich, name="o_proj")
@@ -184,20 +186,24 @@ def build_text_program(
     return program
 
 
+def _wanted_rows(program: Program, buffer: int, width: int) -> int:
+    """The rows of a buffer whose logits are wanted; all that follows is computed for these alone."""
+    wanted: int = program.buffer(width)
+    program.gather(buffer, wanted)
+    return wanted
+
+
 def _build_head(
     program: Program, reader: WeightReader, config: ModelConfig, x: int, branch: int, pending: Vector | None
 ) -> None:
-    """Last norm and vocabulary product, only for the rows whose logits are wanted."""
+    """Last norm and vocabulary product."""
     hidden = config.hidden_size
-    last, final = program.buffer(hidden), program.activation(hidden)
-    program.gather(x, last)
+    final = program.activation(hidden)
     weight = reader.vector("output_norm.weight", hidden)
     if pending is None:
-        program.norm(last, final, weight, config.rms_norm_eps)
+        program.norm(x, final, weight, config.rms_norm_eps)
     else:
-        last_branch = program.buffer(hidden)
-        program.gather(branch, last_branch)
-        program.norm(last, final, weight, config.rms_norm_eps, branch=last_branch, post_weight=pending)
+        program.norm(x, final, weight, config.rms_norm_eps, branch=branch, post_weight=pending)
     # Tied models have no output tensor and use the token table.
     head = "output.weight" if reader.has("output.weight") else "token_embd.weight"
     logits = program.buffer(config.vocab_size)
