@@ -306,11 +306,13 @@ class Engine:
         )
 
     def _encode(self, started_s: float) -> None:
-        """A slice between two steps while others are being served, and more of them while nobody is."""
-        slice_s = max(ENCODE_SLICE_S, self.speed.decode_s / 2) if self.scheduler.running else ENCODE_SLICE_S
+        """Slices between two steps: a share for each who waits while others are being served, more while nobody is."""
+        room_s = ENCODE_ALONE_S
+        if self.scheduler.running:
+            room_s = max(ENCODE_SLICE_S, self.speed.decode_s / 2) * self.scheduler.num_shares
         while self.encoders.has_work():
-            self.encoders.advance(slice_s)
-            if self.scheduler.running or time.monotonic() - started_s > ENCODE_ALONE_S:
+            self.encoders.advance(ENCODE_SLICE_S)
+            if time.monotonic() - started_s + ENCODE_SLICE_S / 2 > room_s:
                 return
 
     def _is_encoded(self, sequence: Sequence) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from autoglm.config import EngineConfig
+from autoglm.engine import engine as engine_module
 from autoglm.engine.batch import Batch
 from autoglm.engine.encoder_queue import EncoderQueue
 from autoglm.engine.engine import Engine
@@ -21,18 +22,29 @@ from tests.engine.harness import draft_always
 WIDTH, PLACEHOLDER = 4, 9
 
 
+class Clock:
+    """A clock that only the encoder's slices move, in place of the engine's module `time`."""
+
+    now_s = 0.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
 class Encoder:
     """Makes the embeddings of picture `seed` in a number of slices; counts what it began, finished and gave up."""
 
     def __init__(self, slices: int = 3) -> None:
         self.slices, self.begun, self.done, self.closed = slices, 0, 0, 0
         self.fails = False
+        self.clock = Clock()
 
     def encode(self, seed: int, count: int) -> Callable[[float], Generator[None, None, Encoded]]:
         def begin(slice_s: float) -> Generator[None, None, Encoded]:
             self.begun += 1
             try:
                 for _ in range(self.slices):
+                    self.clock.now_s += slice_s
                     yield
                 if self.fails:
                     raise ValueError("a picture that cannot be")
@@ -236,8 +248,9 @@ def test_company_and_preemption_change_nothing() -> None:
     assert engine.stats().num_preemptions_total > 0
 
 
-def test_others_get_a_token_between_any_two_slices() -> None:
+def test_others_get_a_token_between_any_two_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, encoder = make_engine(), Encoder(slices=30)
+    monkeypatch.setattr(engine_module, "time", encoder.clock)
     engine.add(make_sequence("talks", [11, 12, 13], None, max_tokens=200))
     engine.step()
     ids, media = prompt(encoder, [1])
@@ -248,6 +261,19 @@ def test_others_get_a_token_between_any_two_slices() -> None:
         assert [output.request_id for output in outputs][:1] == ["talks"]
         steps += 1
     assert steps >= 30
+
+
+def test_many_who_wait_have_more_slices_between_two_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, encoder = make_engine(), Encoder(slices=100)
+    monkeypatch.setattr(engine_module, "time", encoder.clock)
+    engine.add(make_sequence("talks", [11, 12, 13], None, max_tokens=200))
+    engine.step()
+    for number, shares in enumerate((1, 2, 3, 4, 4)):
+        engine.add(make_sequence(f"looks {number}", *prompt(encoder, [number]), max_tokens=1))
+        engine.step()  # asks for the picture
+        before_s = encoder.clock.now_s
+        assert [output.request_id for output in engine.step()] == ["talks"]
+        assert encoder.clock.now_s - before_s == pytest.approx(shares * engine_module.ENCODE_SLICE_S)
 
 
 def test_a_picture_that_fails_ends_its_own_request_alone() -> None:
@@ -281,9 +307,10 @@ def test_a_picture_of_too_few_tokens_ends_its_own_request() -> None:
     assert output.error == "an encoder made 39 tokens of a medium that has 40"
 
 
-def test_leaving_stops_the_encoder_unless_somebody_else_waits() -> None:
+def test_leaving_stops_the_encoder_unless_somebody_else_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     for others in (0, 1):
         engine, encoder = make_engine(), Encoder(slices=50)
+        monkeypatch.setattr(engine_module, "time", encoder.clock)
         engine.add(make_sequence("talks", [11], None, max_tokens=400))
         engine.step()
         for name in ["leaves", "stays"][: 1 + others]:

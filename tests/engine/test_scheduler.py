@@ -193,16 +193,35 @@ def test_a_prompt_beside_a_stream_takes_what_a_tenth_of_a_second_holds() -> None
     engine = make_engine(max_num_batched_tokens=256)
     engine.add(make_sequence("talker", [1, 2], max_tokens=9))
     engine.step()
-    engine.scheduler.prefill_room = 24
-    engine.add(make_sequence("first", prompt(0, 200)))
-    engine.add(make_sequence("second", prompt(1, 100)))
-    seen = [chunks(engine)]
-    while "talker" in seen[-1]:
+    seen = []
+    engine.add(make_sequence("first", prompt(0, 500)))
+    while not seen or "talker" in seen[-1]:
         engine.scheduler.prefill_room = 24
         seen.append(chunks(engine))
     assert len(seen) == 9, seen
-    assert all(step["first"] + step["second"] == 24 and step["second"] in (6, 7) for step in seen[:-1])
-    assert seen[-1]["first"] + seen[-1]["second"] > 24
+    assert all(step["first"] == 24 for step in seen[:-1])
+    assert seen[-1]["first"] == 256
+
+
+@pytest.mark.parametrize(("num_waiting", "shares"), [(1, 1), (2, 2), (4, 4), (6, 4)])
+def test_each_who_waits_has_a_share_of_the_step_up_to_four(num_waiting: int, shares: int) -> None:
+    engine = make_engine(FakeRunner(num_blocks=256), max_num_batched_tokens=256)
+    engine.add(make_sequence("talker", [1, 2], max_tokens=50))
+    engine.step()
+    for number in range(num_waiting):
+        engine.add(make_sequence(str(number), prompt(number, 300)))
+    engine.scheduler.prefill_room = 24
+    assert sum(chunks(engine).values()) == 1 + 24 * shares
+
+
+def test_who_has_no_place_yet_has_no_share() -> None:
+    engine = make_engine(max_num_batched_tokens=256, max_num_seqs=2)
+    engine.add(make_sequence("talker", [1, 2], max_tokens=50))
+    engine.step()
+    for number in range(4):
+        engine.add(make_sequence(str(number), prompt(number, 300)))
+    engine.scheduler.prefill_room = 24
+    assert chunks(engine) == {"talker": 1, "0": 24}
 
 
 def test_many_prompts_beside_a_stream_all_move_on() -> None:
