@@ -79,19 +79,24 @@ def load_text(name: str, threads: int) -> LoadedModel:
     return load_model(find_model(options, _quiet), replace(options, kv_memory="512M"), _quiet)
 
 
+def glm4v_files(tower_layers: int) -> tuple[Path, Path, Path]:
+    """Text model, mmproj and chat template of a random-weight pair, written where they are not there yet."""
+    text = _glm4_file()
+    mmproj = FILES / f"mmproj-glm4v-random-{tower_layers}-layers-Q8_0.gguf"
+    if not mmproj.exists():
+        write_tower_file(mmproj, tower_layers)
+    template = FILES / "glm4v-template.jinja"
+    with GGUFFile.open(Path(NANO.path)) as nano:  # GLM's, with places for pictures
+        template.write_text(nano.get("tokenizer.chat_template", str), encoding="utf-8")
+    return text, mmproj, template
+
+
 def load(name: str, threads: int) -> LoadedModel:
     """The pair of that name, written first where it is not there yet."""
     options = ModelOptions(model="nano", threads=threads, takes_media=True)
     if name == "nano":
         return load_model(Path(NANO.path), options, _quiet)
-    folder = FILES
-    text = _glm4_file()
-    mmproj = folder / f"mmproj-glm4v-random-{TOWER_LAYERS}-layers-Q8_0.gguf"
-    if not mmproj.exists():
-        write_tower_file(mmproj, TOWER_LAYERS)
-    template = folder / "glm4v-template.jinja"
-    with GGUFFile.open(Path(NANO.path)) as nano:  # GLM's, with places for pictures
-        template.write_text(nano.get("tokenizer.chat_template", str), encoding="utf-8")
+    text, mmproj, template = glm4v_files(TOWER_LAYERS)
     options = replace(
         options, model=str(text), mmproj=mmproj, ctx_size=8192, kv_memory="512M", chat_template_file=template
     )

@@ -300,7 +300,7 @@ class Engine:
             num_requests_total=counters.requests,
             num_finished_total=dict(self._finished),
             runner_s=counters.runner_s,
-            sampling_s=self._sampler.seconds,
+            sampling_s=self._chooser.sampling_s,
             step_s=counters.step_s,
             kv_pool=pool,
         )

@@ -23,6 +23,11 @@ class TokenChooser:
         self._sampler = Sampler(vocab_size)
         self._eos, self._visible_eos = eos, visible_eos
 
+    @property
+    def sampling_s(self) -> float:
+        """Seconds spent sampling so far."""
+        return self._sampler.seconds
+
     def choose(self, sequence: Sequence, logits: NDArray[np.float32], output: SequenceOutput) -> None:
         """Write the token sampled from a row of logits, or what must come in its place, and all that is forced next.
 
