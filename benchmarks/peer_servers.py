@@ -166,9 +166,7 @@ def ask(port: int, messages: list[dict[str, Any]], max_tokens: int) -> Answer:
             answer.prompt_tokens = usage["prompt_tokens"]
             answer.cached_tokens = usage["prompt_tokens_details"]["cached_tokens"]
     if answer.content != ANSWER_TEXT * max_tokens:
-        raise SystemExit(
-            f"an answer has {len(answer.token_times_s)} of the expected tokens, expected {max_tokens} alone"
-        )
+        raise SystemExit(f"an answer has {len(answer.token_times_s)} of its tokens, expected {max_tokens} and no other")
     if answer.timings.get("draft_n"):
         raise SystemExit("the server drafts tokens, and these answers are all too easy to guess: nothing is compared")
     return answer
