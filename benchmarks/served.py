@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from tower_file import write_tower_file
 
-from autoglm.cli.loading import LoadedModel, ModelOptions, find_model, load_model, open_door
+from autoglm.cli.loading import LoadedModel, ModelOptions, find_model, load_model
+from autoglm.cli.media_door import open_door
 from autoglm.deploy.shipped import SHIPPED_MODELS
 from autoglm.engine.batch import Batch
 from autoglm.formats.gguf import GGUFFile

@@ -7,6 +7,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <cerrno>
 #include <cmath>
 #include <cstdlib>
 #include <mutex>
@@ -15,6 +16,7 @@
 #include "machine_limits.h"
 #include "program.h"
 #include "quantize.h"
+#include "weight_loader.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -61,6 +63,7 @@ struct Runtime {
   const KernelTable* kernels;
   ThreadPool pool;
   std::mutex in_use;  // the pool serves one caller at a time; taken only without the GIL
+  Slabs slabs;        // where matrices are put
   Runtime(int num_threads, const KernelTable* table) : kernels(table), pool(num_threads) {}
 };
 
@@ -75,14 +78,52 @@ std::shared_ptr<Runtime> make_runtime(int num_threads, std::string isa) {
   return std::make_shared<Runtime>(num_threads, table);
 }
 
-std::shared_ptr<Matrix> pack(Runtime& rt, Bytes data, int type_id, int rows, int cols) {
-  const QuantType type = to_type(type_id);
+std::shared_ptr<Matrix> make_matrix(Runtime& rt, int type_id, int rows, int cols, bool in_floats) {
   require(rows > 0 && cols > 0, "a matrix needs rows and columns");
-  require(data.size() == row_bytes(type, cols) * (size_t)rows, "data is not rows * row_bytes long");
+  return std::make_shared<Matrix>(to_type(type_id), rows, cols, in_floats, rt.slabs);
+}
+
+std::shared_ptr<Matrix> pack(Runtime& rt, Bytes data, int type_id, int rows, int cols) {
+  auto matrix = make_matrix(rt, type_id, rows, cols, false);
+  require(data.size() == matrix->source_bytes(), "data is not rows * row_bytes long");
   nb::gil_scoped_release release;
   std::lock_guard<std::mutex> lock(rt.in_use);
-  return std::make_shared<Matrix>(type, rows, cols, data.data(), rt.pool);
+  matrix->fill({data.data(), nullptr, 0}, rt.pool);
+  return matrix;
 }
+
+// Runs f without the GIL; what a file refuses becomes EOFError or OSError.
+template <class F>
+auto reading(const F& f) {
+  try {
+    nb::gil_scoped_release release;
+    return f();
+  } catch (const ReadError& error) {
+    if (error.code == TensorFile::kCut) {
+      PyErr_SetString(PyExc_EOFError, "the file ends inside a matrix");
+    } else {
+      errno = error.code;
+      PyErr_SetFromErrno(PyExc_OSError);
+    }
+  }
+  throw nb::python_error();
+}
+
+// A loader with what it works on.
+struct PyWeightLoader {
+  std::shared_ptr<Runtime> runtime;
+  WeightLoader loader;
+  PyWeightLoader(std::shared_ptr<Runtime> rt, int fd) : runtime(rt), loader(fd, rt->pool, rt->in_use) {
+    require(loader.file().fd() >= 0, "not an open file");
+  }
+
+  std::shared_ptr<Matrix> read(int64_t offset, int type_id, int rows, int cols, bool in_floats) {
+    require(offset >= 0, "negative offset");
+    auto matrix = make_matrix(*runtime, type_id, rows, cols, in_floats);
+    loader.add(matrix, (uint64_t)offset);
+    return matrix;
+  }
+};
 
 nb::ndarray<nb::numpy, uint8_t> quantize_rows(Runtime& rt, Floats2 x, int type_id) {
   const QuantType type = to_type(type_id);
@@ -102,6 +143,7 @@ nb::ndarray<nb::numpy, uint8_t> quantize_rows(Runtime& rt, Floats2 x, int type_i
 }
 
 nb::ndarray<nb::numpy, float> matmul(Runtime& rt, const Matrix& m, Floats2 x) {
+  reading([&] { m.wait(); });
   const PackedMatrix& w = m.view();
   const int rows = (int)x.shape(0);
   require((int)x.shape(1) == w.cols, "x has another number of columns than the matrix");
@@ -135,6 +177,7 @@ struct PyProgram {
   std::shared_ptr<Runtime> runtime;
   Program program;
   std::vector<Bytes> tables;
+  std::vector<std::shared_ptr<Matrix>> unread;  // matrices that may still be on their way: none once a step has run
   PyProgram(std::shared_ptr<Runtime> rt, int max_tokens) : runtime(rt), program(*rt->kernels, rt->pool, max_tokens) {}
 
   void check(const Step& s) const {
@@ -201,6 +244,10 @@ struct PyProgram {
       s.num_embeddings = (int)embeddings->shape(0);
     }
     check(s);
+    reading([&] {
+      for (const auto& matrix : unread) matrix->wait();
+    });
+    unread.clear();
     num_logits = s.num_logits;
     inputs.emplace(Inputs{token_ids, slots, cu, context, logits, positions, tables_, limits, embeddings});
     nb::gil_scoped_release release;
@@ -257,6 +304,19 @@ NB_MODULE(_native, m) {
       .def_prop_ro("rows", [](const Matrix& x) { return x.view().rows; })
       .def_prop_ro("cols", [](const Matrix& x) { return x.view().cols; })
       .def_prop_ro("nbytes", &Matrix::nbytes);
+
+  nb::class_<PyWeightLoader>(m, "WeightLoader", "Reads and repacks the matrices of one open file while the caller goes on.")
+      .def(nb::init<std::shared_ptr<Runtime>, int>(), "runtime"_a, "fd"_a)
+      .def("read", &PyWeightLoader::read, "offset"_a, "type_id"_a, "rows"_a, "cols"_a, "in_floats"_a = false,
+           "The matrix at the offset, in_floats unpacked to F32. Its contents come later; what computes with it waits for them.")
+      .def("wait", [](PyWeightLoader& l, double seconds) { 
+        require(seconds >= 0 && seconds <= 3600, "wait for 0 to 3600 seconds");
+        return reading([&] { return l.loader.wait(seconds); });
+       }, "seconds"_a,
+           "Wait for at most so long; whether all is read. Raises EOFError if the file ends too early, OSError if it cannot be read.")
+      .def("stop", [](PyWeightLoader& l) { l.loader.stop(); }, nb::call_guard<nb::gil_scoped_release>(),
+           "Give up what has not begun, and wait for the matrix that is being read.")
+      .def_prop_ro("done_bytes", [](const PyWeightLoader& l) { return l.loader.done_bytes(); });
 
   nb::class_<KvCache>(m, "KvCache", "The paged keys and values of all layers.")
       .def("__init__", [](KvCache* self, int layers, int blocks, int kv_heads, int head_dim, const std::string& k, const std::string& v) {
@@ -315,12 +375,14 @@ NB_MODULE(_native, m) {
         for (size_t i = 0; i < matrices.size(); ++i) {
           parts.push_back({matrices[i], i < biases.size() ? to_vector(biases[i]) : std::vector<float>(), column});
           column += matrices[i]->view().rows;
+          p.unread.push_back(matrices[i]);
         }
         p.program.linear(act, std::move(parts), out, accumulate, scale, std::move(name));
       }, "act"_a, "matrices"_a, "out"_a, "biases"_a = std::vector<std::optional<Floats>>(),
            "accumulate"_a = false, "scale"_a = 1.0f, "name"_a = "linear")
       .def("gated_mlp", [](PyProgram& p, int act, std::shared_ptr<Matrix> gate, std::shared_ptr<Matrix> up, int result) {
         p.program.gated_mlp(act, gate, up, result);
+        p.unread.insert(p.unread.end(), {gate, up});
       }, "act"_a, "gate"_a, "up"_a, "result"_a)
       .def("set_attention", [](PyProgram& p, std::shared_ptr<KvCache> cache, int num_heads, int rotary_dim, bool interleaved,
                                std::tuple<int, int, int> sections, int head_dim, Floats inv_freq) {

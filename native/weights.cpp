@@ -1,8 +1,11 @@
 // Repacking moves 4-byte quads and never changes a bit; kernels.h describes the layout it writes.
 #include "weights.h"
 
+#include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <stdexcept>
+#include <vector>
 
 #include "half.h"
 
@@ -216,6 +219,29 @@ size_t packed_block_bytes(QuantType type) {  // of 32 rows
   return (size_t)(pack_block(type, block, 0, sink) - sink);
 }
 
+template <class T>
+void pack_floats(const uint8_t* src, int rows, int cols, uint8_t* out) {
+  for (int r = 0; r < rows; ++r)
+    for (int k = 0; k < cols; ++k)
+      std::memcpy(out + ((size_t)k * kPanelRows + r) * sizeof(T), src + ((size_t)r * cols + k) * sizeof(T), sizeof(T));
+}
+
+// `rows` rows, of up to 32, that follow each other in src. Rows within blocks: a block's vectors stay in the first
+// cache while all rows are put into them, which is twice as fast as row by row.
+void pack_panel(QuantType type, const uint8_t* src, int rows, int cols, uint8_t* out) {
+  const size_t src_block = block_bytes(type);
+  if (is_float(type)) return src_block == 4 ? pack_floats<float>(src, rows, cols, out) : pack_floats<uint16_t>(src, rows, cols, out);
+  const int blocks = cols / block_elements(type);
+  for (int b = 0; b < blocks; ++b) {
+    uint8_t* end = out;
+    for (int r = 0; r < rows; ++r) end = pack_block(type, src + ((size_t)r * blocks + b) * src_block, r, out);
+    out = end;
+  }
+}
+
+// One read of a file, at least; the larger the fewer, but what is read should still be in the second cache.
+constexpr size_t kReadBytes = 64 << 10;
+
 }  // namespace
 
 bool known_type(int id) {
@@ -281,28 +307,72 @@ void dequantize(QuantType type, const uint8_t* src, size_t n, float* dst) {
   }
 }
 
-Matrix::Matrix(QuantType type, int rows, int cols, const uint8_t* src, ThreadPool& pool) {
-  const size_t src_row = row_bytes(type, cols);
+Matrix::Matrix(QuantType stored, int rows, int cols, bool in_floats, Slabs& slabs) : stored_(stored) {
+  const QuantType type = in_floats && !is_float(stored) ? QuantType::F32 : stored;
   view_ = {type, rows, cols, (rows + kPanelRows - 1) / kPanelRows, (cols + kChunk - 1) / kChunk, 0, nullptr};
-  const int per = block_elements(type), blocks = cols / per;
-  const size_t src_block = block_bytes(type);
-  const size_t out_block = is_float(type) ? 0 : packed_block_bytes(type);
-  view_.panel_bytes = is_float(type) ? ((size_t)cols * kPanelRows * src_block + 63) / 64 * 64 : (size_t)blocks * out_block;
-  pages_ = Pages(view_.panel_bytes * (size_t)view_.panels + 4096);  // slack: kernels prefetch past the end
-  view_.data = pages_.data();
-  pool.parallel_for(view_.panels, [&](int panel, int) {
-    uint8_t* out = pages_.data() + (size_t)panel * view_.panel_bytes;
-    const int n = rows - panel * kPanelRows < kPanelRows ? rows - panel * kPanelRows : kPanelRows;
-    for (int r = 0; r < n; ++r) {
-      const uint8_t* in = src + (size_t)(panel * kPanelRows + r) * src_row;
-      if (is_float(type)) {
-        for (int k = 0; k < cols; ++k)
-          std::memcpy(out + ((size_t)k * kPanelRows + r) * src_block, in + (size_t)k * src_block, src_block);
-      } else {
-        for (int b = 0; b < blocks; ++b) pack_block(type, in + b * src_block, r, out + b * out_block);
-      }
-    }
+  (void)row_bytes(stored, cols);  // refuses a row that is no whole number of blocks
+  view_.panel_bytes = is_float(type) ? (row_bytes(type, cols) * kPanelRows + 63) / 64 * 64
+                                     : (size_t)(cols / block_elements(type)) * packed_block_bytes(type);
+  piece_ = slabs.cut(view_.panel_bytes * (size_t)view_.panels + 4096);  // slack: kernels prefetch past the end
+  view_.data = piece_.data;
+}
+
+int Matrix::fill(const Rows& src, ThreadPool& pool) {
+  // A few panels at a time, so that small ones need few reads, but no fewer pieces than threads.
+  const size_t src_panel = row_bytes(stored_, view_.cols) * kPanelRows;
+  const int group = std::clamp((int)(kReadBytes / src_panel), 1, std::max(1, view_.panels / pool.size()));
+  std::vector<Pages> buffers((size_t)pool.size());
+  std::atomic<int> code{0};
+  pool.parallel_for((view_.panels + group - 1) / group, [&](int index, int thread) {
+    if (code) return;
+    const int failed = fill_group(src, index * group, std::min(index * group + group, view_.panels), buffers[(size_t)thread]);
+    if (failed) code = failed;
   });
+  settle(code);
+  return code;
+}
+
+// Panels [first, end). The buffer takes what is read, and behind it a panel in floats; it is made for the first group.
+int Matrix::fill_group(const Rows& src, int first, int end, Pages& buffer) {
+  const int cols = view_.cols;
+  const bool unpacks = view_.type != stored_;
+  const size_t src_panel = row_bytes(stored_, cols) * kPanelRows, at = (size_t)first * src_panel;
+  const size_t read_bytes = src.file ? (size_t)(end - first) * src_panel : 0;
+  const size_t floats_at = (read_bytes + 63) / 64 * 64, per_row = (size_t)cols;
+  if (!buffer.data() && (src.file || unpacks))
+    buffer = Pages(floats_at + (unpacks ? per_row * kPanelRows * sizeof(float) : 0));
+  const uint8_t* in = buffer.data();
+  if (src.file) {
+    const int code = src.file->read(src.offset + at, std::min(read_bytes, source_bytes() - at), buffer.data());
+    if (code) return code;
+  } else {
+    in = src.memory + at;
+  }
+  for (int panel = first; panel < end; ++panel, in += src_panel) {
+    const int rows = std::min(kPanelRows, view_.rows - panel * kPanelRows);
+    const uint8_t* panel_in = in;
+    if (unpacks) {
+      float* floats = (float*)(buffer.data() + floats_at);
+      dequantize(stored_, in, per_row * (size_t)rows, floats);
+      panel_in = (const uint8_t*)floats;
+    }
+    pack_panel(view_.type, panel_in, rows, cols, piece_.data + (size_t)panel * view_.panel_bytes);
+  }
+  return 0;
+}
+
+void Matrix::settle(int code) {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    state_ = code;
+  }
+  settled_.notify_all();
+}
+
+void Matrix::wait() const {
+  std::unique_lock<std::mutex> lock(mutex_);
+  settled_.wait(lock, [&] { return state_ != kEmpty; });
+  if (state_) throw ReadError{state_};
 }
 
 }  // namespace autoglm

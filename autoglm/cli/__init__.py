@@ -187,7 +187,14 @@ def _serve(
             self_check=not skip_self_check,
             prebuild=not no_prebuild,
         ),
+        _import_http_server,
     )
+
+
+def _import_http_server() -> Any:
+    from autoglm.cli import http_server
+
+    return http_server.run
 
 
 @app.command("chat")

@@ -9,7 +9,8 @@ from types import TracebackType
 
 import uvicorn
 
-from autoglm.cli.loading import LoadedModel, open_door
+from autoglm.cli.loading import LoadedModel
+from autoglm.cli.media_door import open_door
 from autoglm.errors import EngineError
 from autoglm.media.limits import MediaLimits
 from autoglm.media.sources import MediaSources

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import TracebackType
 
 from autoglm.chat.template import ChatTemplate
 from autoglm.chat.tokenizer import Tokenizer
@@ -22,12 +23,9 @@ from autoglm.engine.model_runner import CpuModelRunner
 from autoglm.errors import ConfigError
 from autoglm.formats.gguf import GGUFFile
 from autoglm.media.limits import MediaLimits
-from autoglm.media.room import MediaRoom
-from autoglm.media.sources import MediaSources
-from autoglm.model.loader import read_model_config, runs_in_floats
+from autoglm.model.loader import WeightReader, read_model_config, runs_in_floats
 from autoglm.model.multimodal import Multimodal
 from autoglm.model.projector import find_media_tokens, has_audio_encoder, two_way_tokens
-from autoglm.server.media import MediaDoor
 
 logger = logging.getLogger("autoglm.cli")
 
@@ -81,14 +79,6 @@ class LoadedModel:
     multimodal: Multimodal | None = None
     media: MediaMemory | None = None
     most_pixels: int | None = None
-
-
-def open_door(loaded: LoadedModel, sources: MediaSources, max_pixels: int | None = None) -> MediaDoor | None:
-    """What reads a server's pictures and sounds, within the memory counted for them; None without an mmproj."""
-    if loaded.multimodal is None or loaded.media is None:
-        return None
-    room = MediaRoom(loaded.media.decoded_bytes)
-    return MediaDoor(loaded.multimodal, sources, sources.limits, max_pixels, loaded.most_pixels, loaded.media, room)
 
 
 def served_names(options: ModelOptions) -> tuple[str, tuple[str, ...]]:
@@ -156,9 +146,12 @@ def check_media(path: Path, options: ModelOptions, media: Collection[str]) -> No
         )
 
 
-def load_model(path: Path, options: ModelOptions, report: pull.Progress) -> LoadedModel:
+def load_model(
+    path: Path, options: ModelOptions, report: pull.Progress, meanwhile: Callable[[], object] = lambda: None
+) -> LoadedModel:
     """Read the file, fit the engine to the memory there is, load the weights.
 
+    meanwhile  called while native threads read the weights, when nothing else is left to do
     Raises FormatError for a file this build cannot run, ConfigError if it does not fit into memory.
     """
     model_id, aliases = served_names(options)
@@ -166,10 +159,6 @@ def load_model(path: Path, options: ModelOptions, report: pull.Progress) -> Load
     model_config = read_model_config(gguf)
     mmproj = open_mmproj(find_mmproj(path, options), model_config)
     logger.info(f"Loading GLM backbone with {parameter_count(model_config.num_parameters)} parameters")
-    tokenizer = Tokenizer.from_gguf(gguf)
-    template = ChatTemplate.from_gguf(gguf, _template_source(options.chat_template_file))
-    if mmproj is not None:
-        check_markers(mmproj, model_config, tokenizer, template)
     files = (gguf,) if mmproj is None else (gguf, mmproj)
     in_floats = runs_in_floats(*files)
     parts = weights_by_part(gguf, mmproj, in_floats)
@@ -184,16 +173,24 @@ def load_model(path: Path, options: ModelOptions, report: pull.Progress) -> Load
     limits = MediaLimits(max_sound_s=options.max_sound_s)
     for line in memory_table(parts, engine_config, plan, media, limits):
         logger.info(line)
-    runner = CpuModelRunner(
-        gguf,
-        engine_config,
-        progress=lambda tensor, done, total: report("loading weights", done, total),
-        in_floats=in_floats,
-    )
-    multimodal = None
-    if mmproj is not None:
-        multimodal = _load_multimodal(mmproj, runner, tokenizer, report, in_floats)
-    engine = Engine(runner, tokenizer, engine_config)
+    with _Reading() as reading:
+        runner = CpuModelRunner(
+            gguf,
+            engine_config,
+            progress=lambda done, total: report("loading weights", done, total),
+            in_floats=in_floats,
+            in_background=True,
+        )
+        reading.readers.append(runner.reader)
+        tokenizer = Tokenizer.from_gguf(gguf)
+        template = ChatTemplate.from_gguf(gguf, _template_source(options.chat_template_file))
+        multimodal = None
+        if mmproj is not None:
+            check_markers(mmproj, model_config, tokenizer, template)
+            multimodal = _load_multimodal(mmproj, runner, tokenizer, report, in_floats)
+            reading.readers.append(multimodal.reader)
+        engine = Engine(runner, tokenizer, engine_config)
+        meanwhile()
     return LoadedModel(
         model_id,
         aliases,
@@ -211,6 +208,27 @@ def load_model(path: Path, options: ModelOptions, report: pull.Progress) -> Load
     )
 
 
+class _Reading:
+    """A context in which native threads read weights: all there when it is left, given up if an error leaves it."""
+
+    def __init__(self) -> None:
+        self.readers: list[WeightReader] = []
+
+    def __enter__(self) -> _Reading:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                for reader in self.readers:
+                    reader.wait()
+        finally:
+            for reader in self.readers:
+                reader.stop()
+
+
 def _load_multimodal(
     mmproj: GGUFFile, runner: CpuModelRunner, tokenizer: Tokenizer, report: pull.Progress, in_floats: bool
 ) -> Multimodal:
@@ -223,8 +241,9 @@ def _load_multimodal(
         runner.model_config,
         find_media_tokens(tokenizer.token_id),
         runner.token_embeddings,
-        progress=lambda tensor, done, total: report("loading encoders", done, total),
+        progress=lambda done, total: report("loading encoders", done, total),
         in_floats=in_floats,
+        in_background=True,
     )
     logger.info(f"Initializing MMProj projector: {mmproj.path.name}")
     return multimodal

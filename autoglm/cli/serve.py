@@ -1,9 +1,16 @@
-"""autoglm serve: check, load, listen, drain. The log lines and their order are part of the product."""
+"""autoglm serve: check, load, listen, drain. The log lines and their order are part of the product.
+
+Half a second of a start is Python reading modules. So nothing is imported here that loading a model does without; the
+HTTP side (http_server.py) comes in while native threads read the weights.
+"""
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import logging
+import socket
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,19 +22,11 @@ from autoglm.cli.loading import (
     describe,
     find_model,
     load_model,
-    open_door,
     served_names,
 )
-from autoglm.cli.self_check import check_taps
 from autoglm.deploy import preflight
 from autoglm.errors import ConfigError
-from autoglm.media.limits import MediaLimits
-from autoglm.media.remote_media import RemoteMedia
-from autoglm.media.sources import MediaSources
-from autoglm.server.app import create_app, run_server
-from autoglm.server.driver import EngineDriver
-from autoglm.server.listen import reserve_socket
-from autoglm.server.media import MediaDoor
+from autoglm.server.port import reserve_socket
 from autoglm.server.settings import ServerSettings
 
 logger = logging.getLogger("autoglm.cli")
@@ -50,8 +49,13 @@ class ServeOptions:
     prebuild: bool = True
 
 
-def serve(model: ModelOptions, options: ServeOptions) -> None:
-    """Serve until a signal ends it. Everything that can be refused is refused before the model is read."""
+# Serves a loaded model on a reserved port until a signal ends it: http_server.run.
+HttpServer = Callable[[LoadedModel, "ServeOptions", ServerSettings, socket.socket], None]
+
+
+def serve(model: ModelOptions, options: ServeOptions, import_http_server: Callable[[], HttpServer]) -> None:
+    """Serve until a signal ends it. Everything that can be refused is refused before the weights are read, or in the
+    first of that time."""
     _check(model, options)
     settings = ServerSettings(
         allowed_origins=options.allowed_origins,
@@ -60,56 +64,20 @@ def serve(model: ModelOptions, options: ServeOptions) -> None:
         prebuild=options.prebuild,
     )
     model_id, _ = served_names(model)
+    http_server = functools.cache(import_http_server)
     logger.info(f"Starting {model_id} server...")
     # Held from now on, so that no other program takes the port while the model loads.
     with reserve_socket(options.host, options.port) as sock:
         with ProgressBars() as bars:
             options_for_media = replace(model, max_pixels=options.max_pixels)
-            loaded = load_model(find_model(model, bars.report), options_for_media, bars.report)
+            loaded = load_model(find_model(model, bars.report), options_for_media, bars.report, meanwhile=http_server)
         logger.info(describe(loaded))
-        if options.self_check:
-            check_taps(loaded)
         if options.api_key is None and not _is_loopback(options.host):
             logger.warning(
                 f"{options.host} is open to the network and no --api-key is set: "
                 "whoever reaches this machine can use the model"
             )
-        app = create_app(
-            EngineDriver(loaded.engine),
-            loaded.tokenizer,
-            loaded.template,
-            model_id=loaded.model_id,
-            aliases=loaded.aliases,
-            api_key=options.api_key,
-            settings=settings,
-            media=_media_door(loaded, options),
-        )
-        run_server(app, sock=sock, log=_announce)
-
-
-def _media_door(loaded: LoadedModel, options: ServeOptions) -> MediaDoor | None:
-    """What reads pictures and sounds; None without an mmproj. Raises ConfigError for flags that cannot take effect."""
-    if loaded.multimodal is None:
-        given = [
-            flag
-            for flag, value in (
-                ("--allow-remote-media", options.allow_remote_media),
-                ("--media-path", options.media_path),
-                ("--max-pixels", options.max_pixels),
-            )
-            if value
-        ]
-        if given:
-            raise ConfigError(f"{given[0]} has no effect: no mmproj is loaded; mend: name one with --mmproj")
-        return None
-    limits = MediaLimits()
-    remote = RemoteMedia(options.allow_remote_media, limits) if options.allow_remote_media else None
-    sources = MediaSources(limits, remote=remote, folder=options.media_path)
-    return open_door(loaded, sources, options.max_pixels)
-
-
-def _announce(line: str) -> None:
-    logger.info(line.removeprefix("INFO: "))
+        http_server()(loaded, options, settings, sock)
 
 
 def _check(model: ModelOptions, options: ServeOptions) -> None:

@@ -60,12 +60,19 @@ def _make_runtime(num_threads: int) -> Runtime:
 class CpuModelRunner:
     """The native runner: one program, one thread pool, one paged KV cache.
 
-    config  None fields are taken as: all cores; a pool of max_num_seqs times 2,048 tokens; the model's context
+    config         None fields are taken as: all cores; a pool of max_num_seqs times 2,048 tokens; the model's context
+    in_background  weights are still being read when this returns: see `reader`; the first step waits for them
     Raises FormatError for a file it cannot run, ConfigError for settings that do not fit.
     """
 
     def __init__(
-        self, gguf: GGUFFile, config: EngineConfig, *, progress: Progress | None = None, in_floats: bool = False
+        self,
+        gguf: GGUFFile,
+        config: EngineConfig,
+        *,
+        progress: Progress | None = None,
+        in_floats: bool = False,
+        in_background: bool = False,
     ) -> None:
         self.model_config: ModelConfig = read_model_config(gguf)
         model = self.model_config
@@ -89,8 +96,10 @@ class CpuModelRunner:
             config.cache_type_v,
         )
         self.kv_bytes = self._cache.nbytes
-        reader = WeightReader(gguf, self.runtime, progress, in_floats=in_floats)
-        self._program = build_text_program(self.runtime, reader, model, self._cache, config.token_budget)
+        self.reader = WeightReader(gguf, self.runtime, progress, in_floats=in_floats)
+        self._program = build_text_program(self.runtime, self.reader, model, self._cache, config.token_budget)
+        if not in_background:
+            self.reader.wait()
         self._gguf = gguf  # the token table is read from the map
 
     def token_embeddings(self, token_ids: NDArray[np.int32]) -> NDArray[np.float32]:

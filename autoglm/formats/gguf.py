@@ -15,6 +15,7 @@ import mmap
 import os
 import stat
 import struct
+import weakref
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -241,9 +242,10 @@ class GGUFFile:
     tensors: dict[str, TensorInfo]
     file_bytes: int
 
-    def __init__(self, path: Path, buffer: mmap.mmap) -> None:
-        """Use open(); buffer is the whole file, read only."""
+    def __init__(self, path: Path, buffer: mmap.mmap, descriptor: int) -> None:
+        """Use open(); buffer is the whole file, read only, and descriptor the file itself."""
         self.path = path
+        self._descriptor = descriptor
         self.file_bytes = len(buffer)
         self._buffer: mmap.mmap | None = buffer
         header = _Header(buffer, path)
@@ -251,17 +253,19 @@ class GGUFFile:
         self.metadata = _read_metadata(header, num_keys)
         _refuse_split(path, self.metadata)
         self.tensors = _read_tensors(header, num_tensors, self.metadata)
+        self._close_file = weakref.finalize(self, os.close, descriptor)
 
     @classmethod
     def open(cls, path: str | Path) -> GGUFFile:
         """Map and validate the file; FormatError (with the mend) for anything that is not a sound GGUF."""
         path = Path(path)
-        buffer = _map(path)
+        buffer, descriptor = _map(path)
         try:
             _check_magic(path, buffer)
-            return cls(path, buffer)
+            return cls(path, buffer, descriptor)
         except BaseException:
             _close(buffer)
+            os.close(descriptor)
             raise
 
     def data(self, name: str) -> npt.NDArray[np.uint8]:
@@ -272,6 +276,10 @@ class GGUFFile:
         if self._buffer is None:
             raise ValueError(f"{self.path}: the GGUF file is closed")
         return np.frombuffer(self._buffer, dtype=np.uint8, count=info.nbytes, offset=info.offset)
+
+    def fileno(self) -> int:
+        """The descriptor of the open file, for who reads tensors and does not map them."""
+        return self._descriptor
 
     def release(self, name: str) -> None:
         """Give back the memory that reading a tensor took; the next look at it reads the file again."""
@@ -312,6 +320,7 @@ class GGUFFile:
         if self._buffer is not None:
             _close(self._buffer)
             self._buffer = None
+            self._close_file()
 
     def __enter__(self) -> GGUFFile:
         return self
@@ -329,7 +338,7 @@ def _close(buffer: mmap.mmap) -> None:
         pass
 
 
-def _map(path: Path) -> mmap.mmap:
+def _map(path: Path) -> tuple[mmap.mmap, int]:
     try:
         kind = os.stat(path).st_mode
         # Asked before open(): opening a pipe would wait for its writer for ever.
@@ -340,7 +349,8 @@ def _map(path: Path) -> mmap.mmap:
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise FormatError(f"{path}: the file is empty, expected a GGUF file; fetch it again")
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return buffer, os.dup(file.fileno())
     except FileNotFoundError:
         raise FormatError(f"{path}: file not found; check the path given with --model") from None
     except PermissionError:

@@ -38,6 +38,31 @@ class Matrix:
     @property
     def nbytes(self) -> int: ...
 
+class WeightLoader:
+    """
+    Reads and repacks the matrices of one open file while the caller goes on.
+    """
+
+    def __init__(self, runtime: Runtime, fd: int) -> None: ...
+
+    def read(self, offset: int, type_id: int, rows: int, cols: int, in_floats: bool = False) -> Matrix:
+        """
+        The matrix at the offset, in_floats unpacked to F32. Its contents come later; what computes with it waits for them.
+        """
+
+    def wait(self, seconds: float) -> bool:
+        """
+        Wait for at most so long; whether all is read. Raises EOFError if the file ends too early, OSError if it cannot be read.
+        """
+
+    def stop(self) -> None:
+        """
+        Give up what has not begun, and wait for the matrix that is being read.
+        """
+
+    @property
+    def done_bytes(self) -> int: ...
+
 class KvCache:
     """The paged keys and values of all layers."""
 

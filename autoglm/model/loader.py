@@ -12,16 +12,17 @@ from numpy.typing import NDArray
 from autoglm.config import ModelConfig
 from autoglm.errors import ConfigError, FormatError
 from autoglm.formats.gguf import GGUFFile, TensorInfo
-from autoglm.formats.quant_types import FLOAT_TYPES, GGMLType, row_bytes
-from autoglm.kernels import Matrix, Runtime, dequantize
+from autoglm.formats.quant_types import GGMLType, row_bytes
+from autoglm.kernels import Matrix, Runtime, WeightLoader, dequantize
 
 Vector = NDArray[np.float32]
-Progress = Callable[[str, int, int], None]  # what is loaded, bytes done, bytes in all
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 ARCHITECTURES = ("glm4", "llama")
 # How picture and sound tokens see each other (docs/format.md); without either, "media" is "causal".
 ATTENTION_MODES = ("causal", "media")
 TOKEN_TABLE = "token_embd.weight"
+_REPORT_S = 0.1  # between two calls of progress
 
 
 # As floats the matrices of so small a model still lie in a processor's cache: 8-bit products would be hardly quicker,
@@ -148,6 +149,9 @@ class Embedding:
 class WeightReader:
     """Hands out the tensors of one file, each once, checking every shape; finish() proves none was left over.
 
+    Matrices are read and repacked by native threads after they were handed out. What computes with one waits for it;
+    wait() waits for all of them and tells how far they are, stop() gives up those still to come.
+
     in_floats  quantized matrices are unpacked to f32, see runs_in_floats
     """
 
@@ -157,10 +161,12 @@ class WeightReader:
         self.gguf = gguf
         self.runtime = runtime
         self._in_floats = in_floats
-        self._progress = progress or (lambda what, done, total: None)
+        self._progress = progress or (lambda done, total: None)
         self._used: set[str] = set()
-        self._done_bytes = 0
+        self._matrices = WeightLoader(runtime, gguf.fileno())
+        self._other_bytes = 0  # done with: vectors, and what is only mapped
         self._total_bytes = sum(t.nbytes for t in gguf.tensors.values())
+        self._report()
 
     def has(self, name: str) -> bool:
         return name in self.gguf.tensors
@@ -168,7 +174,7 @@ class WeightReader:
     def vector(self, name: str, size: int) -> Vector:
         """A norm weight or bias as f32 [size]."""
         info = self._info(name, (size,))
-        self._count(name, info.nbytes)
+        self._other_bytes += info.nbytes
         return dequantize(np.ascontiguousarray(self.gguf.data(name)), int(info.type), size)
 
     def optional_vector(self, name: str, size: int) -> Vector | None:
@@ -177,7 +183,7 @@ class WeightReader:
     def array(self, name: str, shape: tuple[int, ...]) -> Vector:
         """A convolution's kernel or a table as f32 of `shape`."""
         info = self._info(name, shape)
-        self._count(name, info.nbytes)
+        self._other_bytes += info.nbytes
         values = dequantize(np.ascontiguousarray(self.gguf.data(name)).ravel(), int(info.type), math.prod(shape))
         return values.reshape(shape)
 
@@ -193,22 +199,15 @@ class WeightReader:
     def split_matrix(self, name: str, rows: list[int], cols: int) -> list[Matrix]:
         """A fused matrix [sum(rows), cols] as one repacked matrix per entry of rows, from the top down."""
         info = self._info(name, (sum(rows), cols))
-        data, row = self.gguf.data(name), row_bytes(info.type, cols)
-        parts, start = [], 0
+        parts, offset = [], info.offset
         for count in rows:
-            piece, stored = data[start * row : (start + count) * row], int(info.type)
-            if self._in_floats and stored not in FLOAT_TYPES:
-                values = dequantize(np.ascontiguousarray(piece).ravel(), stored, count * cols)
-                piece, stored = values.view(np.uint8), int(GGMLType.F32)
-            parts.append(Matrix.pack(self.runtime, piece, stored, count, cols))
-            start += count
-        self.gguf.release(name)
-        self._count(name, info.nbytes)
+            parts.append(self._matrices.read(offset, int(info.type), count, cols, self._in_floats))
+            offset += count * row_bytes(info.type, cols)
         return parts
 
     def embedding(self, name: str, vocab: int, width: int) -> Embedding:
         info = self._info(name, (vocab, width))
-        self._count(name, info.nbytes)
+        self._other_bytes += info.nbytes
         return Embedding(self.gguf.data(name), info.type)
 
     def ignore(self, prefix: str) -> None:
@@ -223,6 +222,29 @@ class WeightReader:
                 f"{left[0][:80]!r}; the file needs a newer autoglm or is of another architecture"
             )
 
+    def wait(self) -> None:
+        """Until all matrices handed out are there; progress is told of it. Raises FormatError if the file gives out."""
+        try:
+            while not self._matrices.wait(_REPORT_S):
+                self._report()
+        except EOFError:
+            raise FormatError(
+                f"{self.gguf.path}: became shorter while it was read; let nothing write to it, or fetch it again"
+            ) from None
+        except OSError as error:
+            raise FormatError(
+                f"{self.gguf.path}: cannot be read ({error.strerror}); check the disk, or fetch the file again"
+            ) from None
+        self._report()
+
+    def stop(self) -> None:
+        """Give up what was not read yet; returns when nothing is read any more."""
+        self._matrices.stop()
+
+    def _report(self) -> None:
+        # A tied token table counts twice.
+        self._progress(min(self._matrices.done_bytes + self._other_bytes, self._total_bytes), self._total_bytes)
+
     def _info(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
         info = self.gguf.tensors.get(name)
         if info is None:
@@ -231,9 +253,5 @@ class WeightReader:
             raise FormatError(
                 f"{self.gguf.path}: tensor {name} has shape {list(info.shape)}, expected {list(shape)} by the header"
             )
-        return info
-
-    def _count(self, name: str, num_bytes: int) -> None:
         self._used.add(name)
-        self._done_bytes += num_bytes
-        self._progress(name, self._done_bytes, self._total_bytes)
+        return info

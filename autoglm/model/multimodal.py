@@ -68,8 +68,9 @@ REMEMBERED_BYTES = 64 << 20  # tokens of pictures and sounds alone, before fusio
 class Multimodal:
     """Encoders of one mmproj, joined to one backbone.
 
-    embed      rows of the backbone's token table: fusion reads the turn's words
-    in_floats  weights are unpacked to f32, see loader.runs_in_floats
+    embed          rows of the backbone's token table: fusion reads the turn's words
+    in_floats      weights are unpacked to f32, see loader.runs_in_floats
+    in_background  weights are still being read when this returns: see `reader`; what encodes first waits for them
     Raises FormatError, in one sentence with the mend, for a file that is no mmproj or belongs to another backbone.
     """
 
@@ -83,6 +84,7 @@ class Multimodal:
         *,
         progress: Progress | None = None,
         in_floats: bool = False,
+        in_background: bool = False,
     ) -> None:
         self.kind = check_projector(gguf, backbone)
         check_tokens(gguf, backbone, tokens)
@@ -91,7 +93,7 @@ class Multimodal:
         self._memory = EmbeddingMemory[Embeddings](REMEMBERED_BYTES)
         self._gguf = gguf
         self._file = f"{gguf.path.name}:{gguf.file_bytes}".encode()
-        reader = WeightReader(gguf, runtime, progress, in_floats=in_floats)
+        self.reader = reader = WeightReader(gguf, runtime, progress, in_floats=in_floats)
         self._audio: GcmfAudio | None = None
         self._glm4v: Glm4vVision | None = None
         if self.kind == "glm4v":
@@ -102,6 +104,8 @@ class Multimodal:
                 self._audio = GcmfAudio(reader, read_gcmf_audio_config(gguf))
             self._fusion = GcmfFusion(reader, gguf, backbone.hidden_size)
         reader.finish()
+        if not in_background:
+            reader.wait()
 
     @property
     def has_ears(self) -> bool:

@@ -1,10 +1,9 @@
-"""Reserve the port, run uvicorn on it, announce it, drain on SIGTERM."""
+"""Run uvicorn on a reserved port, announce it, drain on SIGTERM."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
 import signal
@@ -19,6 +18,7 @@ from fastapi import FastAPI
 
 from autoglm.errors import ConfigError
 from autoglm.server.driver import EngineDriver
+from autoglm.server.port import bind_problem, reserve_socket
 from autoglm.server.service import Service
 
 logger = logging.getLogger("autoglm.server")
@@ -26,41 +26,6 @@ logger = logging.getLogger("autoglm.server")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 BACKLOG = 512
 IDLE_CONNECTION_S = 75
-
-
-def reserve_socket(host: str, port: int) -> socket.socket:
-    """A bound socket, not yet listening, so that a taken port is known before anything slow is done.
-
-    port  0 lets the system choose one
-    Raises ConfigError with the mend: taken, forbidden, or no such address.
-    """
-    if not 0 <= port <= 65535:
-        raise ConfigError(f"--port is {port}, expected 0 to 65535")
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except (socket.gaierror, UnicodeError):
-        raise ConfigError(f"--host {host!r} is no address of this machine; use 127.0.0.1 or 0.0.0.0") from None
-    sock = socket.socket(family, kind, proto)
-    try:
-        if sys.platform != "win32":
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-    except OSError as error:
-        sock.close()
-        raise ConfigError(_bind_problem(host, port, error)) from None
-    return sock
-
-
-def _bind_problem(host: str, port: int, error: OSError) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return f"port {port} is taken by another program; stop that one or use --port with another number"
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return f"port {port} needs rights this user lacks; use --port with a number over 1023"
-    if error.errno == errno.EADDRNOTAVAIL:
-        return f"--host {host} is no address of this machine; use 127.0.0.1 or 0.0.0.0"
-    return f"cannot listen on {host} port {port}: {error.strerror}"
 
 
 class DrainingServer(uvicorn.Server):
@@ -152,7 +117,7 @@ def run_server(
     except OSError as error:
         # Two programs may have reserved a port; only one gets to listen.
         sock.close()
-        raise ConfigError(_bind_problem(host, actual_port, error)) from None
+        raise ConfigError(bind_problem(host, actual_port, error)) from None
 
     def announce() -> None:
         line = f"INFO: Server running on port {actual_port}"

@@ -13,6 +13,7 @@ from unittest.mock import MagicMock
 import pytest
 
 from autoglm import __version__, cli
+from autoglm.cli import http_server
 from autoglm.cli import serve as serving
 from autoglm.cli.console import parameter_count, printable, size
 from autoglm.cli.loading import ModelOptions, parse_size, served_names
@@ -53,9 +54,13 @@ def test_serve_has_llama_servers_names(capfd: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize("flags, expected", [([], False), (["--actions"], True)])
 def test_serve_actions_reaches_the_server(monkeypatch: pytest.MonkeyPatch, flags: list[str], expected: bool) -> None:
     seen: list[ServerSettings] = []
-    for name in ("find_model", "load_model", "describe", "check_taps", "EngineDriver", "run_server"):
-        monkeypatch.setattr(serving, name, MagicMock())
-    monkeypatch.setattr(serving, "create_app", lambda *_, settings, **__: seen.append(settings))
+    for module, names in (
+        (serving, ("find_model", "load_model", "describe")),
+        (http_server, ("check_taps", "EngineDriver", "run_server")),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, MagicMock())
+    monkeypatch.setattr(http_server, "create_app", lambda *_, settings, **__: seen.append(settings))
     assert cli.main(["serve", "--port", "0", *flags]) == 0
     assert [settings.actions for settings in seen] == [expected]
 

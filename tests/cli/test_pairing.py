@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoglm.cli import loading, pairing
+from autoglm.cli import pairing
+from autoglm.cli.http_server import _media_door
 from autoglm.cli.loading import ModelOptions, find_mmproj, load_model
-from autoglm.cli.serve import ServeOptions, _media_door
+from autoglm.cli.serve import ServeOptions
 from autoglm.deploy.shipped import SHIPPED_MODELS
 from autoglm.errors import ConfigError, FormatError
 from autoglm.formats.gguf import GGUFFile
 from autoglm.kernels import Runtime
-from autoglm.model.loader import read_model_config
+from autoglm.model.loader import WeightReader, read_model_config
 from autoglm.model.multimodal import Multimodal
 from autoglm.model.projector import check_projector, find_media_tokens
 from tests.tiny_models import TinyModel
@@ -82,8 +83,8 @@ def test_a_model_cut_short_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def nothing_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is refused is refused before a weight is read."""
-    monkeypatch.setattr(loading, "CpuModelRunner", lambda *_, **__: pytest.fail("the weights were read"))
+    """What is refused is refused before weights are read, or while native threads begin to: nobody waits for them."""
+    monkeypatch.setattr(WeightReader, "wait", lambda reader: pytest.fail("the weights were waited for"))
 
 
 def test_a_backbone_that_cannot_place_pictures_is_refused() -> None:

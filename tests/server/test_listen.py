@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from autoglm.errors import ConfigError
-from autoglm.server.listen import reserve_socket
+from autoglm.server.port import reserve_socket
 from tests.server.conftest import chat_body, events_of, joined
 from tests.tiny_models import TinyModel
 

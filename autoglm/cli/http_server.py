@@ -1,0 +1,63 @@
+"""A loaded model behind the HTTP API: self-check, what reads media, the application, until a signal ends it."""
+
+from __future__ import annotations
+
+import logging
+import socket
+
+from autoglm.cli.loading import LoadedModel
+from autoglm.cli.media_door import open_door
+from autoglm.cli.self_check import check_taps
+from autoglm.cli.serve import ServeOptions
+from autoglm.errors import ConfigError
+from autoglm.media.limits import MediaLimits
+from autoglm.media.remote_media import RemoteMedia
+from autoglm.media.sources import MediaSources
+from autoglm.server.app import create_app, run_server
+from autoglm.server.driver import EngineDriver
+from autoglm.server.media import MediaDoor
+from autoglm.server.settings import ServerSettings
+
+logger = logging.getLogger("autoglm.cli")
+
+
+def run(loaded: LoadedModel, options: ServeOptions, settings: ServerSettings, sock: socket.socket) -> None:
+    """Serve on `sock` until a signal ends it. Raises FormatError for a model that fails its self-check."""
+    if options.self_check:
+        check_taps(loaded)
+    app = create_app(
+        EngineDriver(loaded.engine),
+        loaded.tokenizer,
+        loaded.template,
+        model_id=loaded.model_id,
+        aliases=loaded.aliases,
+        api_key=options.api_key,
+        settings=settings,
+        media=_media_door(loaded, options),
+    )
+    run_server(app, sock=sock, log=_announce)
+
+
+def _media_door(loaded: LoadedModel, options: ServeOptions) -> MediaDoor | None:
+    """What reads pictures and sounds; None without an mmproj. Raises ConfigError for flags that cannot take effect."""
+    if loaded.multimodal is None:
+        given = [
+            flag
+            for flag, value in (
+                ("--allow-remote-media", options.allow_remote_media),
+                ("--media-path", options.media_path),
+                ("--max-pixels", options.max_pixels),
+            )
+            if value
+        ]
+        if given:
+            raise ConfigError(f"{given[0]} has no effect: no mmproj is loaded; mend: name one with --mmproj")
+        return None
+    limits = MediaLimits()
+    remote = RemoteMedia(options.allow_remote_media, limits) if options.allow_remote_media else None
+    sources = MediaSources(limits, remote=remote, folder=options.media_path)
+    return open_door(loaded, sources, options.max_pixels)
+
+
+def _announce(line: str) -> None:
+    logger.info(line.removeprefix("INFO: "))

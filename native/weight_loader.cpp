@@ -1,0 +1,72 @@
+// One job after another; the pool is let go between two matrices, so that a small program need not wait for all.
+#include "weight_loader.h"
+
+#include <cerrno>
+#include <chrono>
+
+namespace autoglm {
+
+WeightLoader::~WeightLoader() {
+  {
+    std::unique_lock<std::mutex> lock(mutex_);
+    changed_.wait(lock, [&] { return jobs_.empty(); });
+  }
+  stop();
+}
+
+void WeightLoader::stop() {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    stop_ = true;
+  }
+  changed_.notify_all();
+  if (thread_.joinable()) thread_.join();
+  for (Job& job : jobs_) job.matrix->fail(ECANCELED);
+  jobs_.clear();
+}
+
+void WeightLoader::add(std::shared_ptr<Matrix> matrix, uint64_t offset) {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (stop_) return matrix->fail(ECANCELED);
+    jobs_.push_back({std::move(matrix), offset});
+    if (!thread_.joinable()) thread_ = std::thread([this] { work(); });
+  }
+  changed_.notify_all();
+}
+
+bool WeightLoader::wait(double seconds) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  changed_.wait_for(lock, std::chrono::duration<double>(seconds), [&] { return jobs_.empty(); });
+  if (failed_) throw ReadError{failed_};
+  return jobs_.empty();
+}
+
+uint64_t WeightLoader::done_bytes() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return done_bytes_;
+}
+
+void WeightLoader::work() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  for (;;) {
+    changed_.wait(lock, [&] { return stop_ || !jobs_.empty(); });
+    if (stop_) return;
+    const Job job = jobs_.front();
+    int code = failed_;
+    lock.unlock();
+    if (code) {
+      job.matrix->fail(code);
+    } else {
+      std::lock_guard<std::mutex> pool_lock(in_use_);
+      code = job.matrix->fill({nullptr, &file_, job.offset}, pool_);
+    }
+    lock.lock();
+    failed_ = code;
+    done_bytes_ += job.matrix->source_bytes();
+    jobs_.pop_front();
+    changed_.notify_all();
+  }
+}
+
+}  // namespace autoglm
