@@ -9,17 +9,11 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 logger = logging.getLogger("autoglm.cli")
@@ -40,18 +34,23 @@ class ProgressBars:
     """
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True)
         self._progress: Progress | None = None
-        self._tasks: dict[str, TaskID] = {}
+        self._tasks: dict[str, TaskID | None] = {}
 
     def __enter__(self) -> ProgressBars:
-        if self._console.is_terminal:
+        if not sys.stderr.isatty():  # rich takes a while to read, and a server's log is seldom a terminal
+            return self
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        if console.is_terminal:
             self._progress = Progress(
                 TextColumn("  {task.description}"),
                 BarColumn(),
                 DownloadColumn(),
                 TimeRemainingColumn(),
-                console=self._console,
+                console=console,
                 transient=True,
             )
             self._progress.start()
@@ -67,8 +66,8 @@ class ProgressBars:
         """Draw `what` at done_bytes of total_bytes."""
         task = self._tasks.get(what)
         if self._progress is None:
-            if task is None:
-                self._tasks[what] = TaskID(0)
+            if what not in self._tasks:
+                self._tasks[what] = None
                 logger.info(f"{what[:1].upper()}{what[1:]}" + (f" ({size(total_bytes)})" if total_bytes else ""))
             return
         if task is None:
@@ -82,6 +81,9 @@ class CountBar:
     _LINE_EVERY_S = 30.0
 
     def __init__(self, what: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         self._what = what
         self._last_line = time.monotonic()
         self._progress = Progress(

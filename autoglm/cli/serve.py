@@ -7,6 +7,7 @@ HTTP side (http_server.py) comes in while native threads read the weights.
 from __future__ import annotations
 
 import functools
+import gc
 import ipaddress
 import logging
 import socket
@@ -77,6 +78,8 @@ def serve(model: ModelOptions, options: ServeOptions, import_http_server: Callab
                 f"{options.host} is open to the network and no --api-key is set: "
                 "whoever reaches this machine can use the model"
             )
+        gc.freeze()  # vocabulary and modules live on; no collection need walk through them again
+        gc.enable()
         http_server()(loaded, options, settings, sock)
 
 

@@ -19,11 +19,13 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import aclosing
-
-import httpx
+from typing import TYPE_CHECKING
 
 from autoglm.errors import ConfigError, RequestError
 from autoglm.media.limits import MediaLimits
+
+if TYPE_CHECKING:
+    import httpx  # read when a host is named: a tenth of what a start imports, and few servers fetch
 
 Resolver = Callable[[str, int], Awaitable[list[str]]]
 
@@ -88,6 +90,8 @@ class RemoteMedia:
 
     async def fetch(self, url: str, *, max_bytes: int, param: str) -> bytes:
         """The body at `url`. Raises RequestError: address not allowed, no answer, too slow, too large."""
+        import httpx
+
         try:
             return await asyncio.wait_for(self._follow(url, max_bytes, param), self._limits.remote_timeout_s)
         except asyncio.TimeoutError:
@@ -97,6 +101,8 @@ class RemoteMedia:
             raise _refusal(param, "the address cannot be read, or its host did not answer as it should") from None
 
     async def _follow(self, text: str, max_bytes: int, param: str) -> bytes:
+        import httpx
+
         if len(text) > MAX_URL_LENGTH:
             raise _refusal(param, f"an address has at most {MAX_URL_LENGTH} characters")
         url = httpx.URL(text)
@@ -133,6 +139,8 @@ class RemoteMedia:
         self, url: httpx.URL, host: str, addresses: list[str], max_bytes: int, param: str
     ) -> bytes | httpx.URL:
         """The body, or where a redirect leads. Other addresses are tried where the first cannot be connected to."""
+        import httpx
+
         headers = {"Host": url.netloc.decode("ascii"), "Accept": "*/*", "Accept-Encoding": "identity"}
         timeout_s = self._limits.remote_timeout_s
         extensions = {"sni_hostname": host, "timeout": httpx.Timeout(timeout_s).as_dict()}
@@ -151,6 +159,8 @@ class RemoteMedia:
         raise _refusal(param, f"the host {host[:80]!r} cannot be connected to")
 
     def _direct(self) -> httpx.AsyncHTTPTransport:
+        import httpx
+
         if self._tls is None:
             self._tls = httpx.create_ssl_context(trust_env=False)
         return httpx.AsyncHTTPTransport(verify=self._tls, trust_env=False)
@@ -174,6 +184,8 @@ async def _body(response: httpx.Response, max_bytes: int, param: str) -> bytes:
 
 def _allowed_host(text: str) -> tuple[str, int | None]:
     """(name, port or None for the scheme's own), as addresses are compared with."""
+    import httpx
+
     try:
         if not re.search(r"[/?#@*\s]", text):
             url = httpx.URL(f"http://{text}")
