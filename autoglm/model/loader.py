@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -174,8 +175,7 @@ class WeightReader:
     def vector(self, name: str, size: int) -> Vector:
         """A norm weight or bias as f32 [size]."""
         info = self._info(name, (size,))
-        self._other_bytes += info.nbytes
-        return dequantize(np.ascontiguousarray(self.gguf.data(name)), int(info.type), size)
+        return dequantize(self._bytes(info), int(info.type), size)
 
     def optional_vector(self, name: str, size: int) -> Vector | None:
         return self.vector(name, size) if self.has(name) else None
@@ -183,8 +183,7 @@ class WeightReader:
     def array(self, name: str, shape: tuple[int, ...]) -> Vector:
         """A convolution's kernel or a table as f32 of `shape`."""
         info = self._info(name, shape)
-        self._other_bytes += info.nbytes
-        values = dequantize(np.ascontiguousarray(self.gguf.data(name)).ravel(), int(info.type), math.prod(shape))
+        values = dequantize(self._bytes(info), int(info.type), math.prod(shape))
         return values.reshape(shape)
 
     def rows(self, name: str) -> int:
@@ -227,19 +226,31 @@ class WeightReader:
         try:
             while not self._matrices.wait(_REPORT_S):
                 self._report()
-        except EOFError:
-            raise FormatError(
-                f"{self.gguf.path}: became shorter while it was read; let nothing write to it, or fetch it again"
-            ) from None
-        except OSError as error:
-            raise FormatError(
-                f"{self.gguf.path}: cannot be read ({error.strerror}); check the disk, or fetch the file again"
-            ) from None
+        except (EOFError, OSError) as error:
+            raise self._unreadable(error) from None
         self._report()
 
     def stop(self) -> None:
         """Give up what was not read yet; returns when nothing is read any more."""
         self._matrices.stop()
+
+    def _bytes(self, info: TensorInfo) -> NDArray[np.uint8]:
+        """A small tensor's bytes, read and not mapped: a file cut short meanwhile is an error and not a signal."""
+        self._other_bytes += info.nbytes
+        try:
+            data = os.pread(self.gguf.fileno(), info.nbytes, info.offset)
+        except OSError as error:
+            raise self._unreadable(error) from None
+        if len(data) < info.nbytes:
+            raise self._unreadable(EOFError())
+        return np.frombuffer(data, np.uint8)
+
+    def _unreadable(self, error: EOFError | OSError) -> FormatError:
+        if isinstance(error, EOFError):
+            what = "became shorter while it was read; let nothing write to it, or fetch it again"
+        else:
+            what = f"cannot be read ({error.strerror}); check the disk, or fetch it again"
+        return FormatError(f"{self.gguf.path}: {what}")
 
     def _report(self) -> None:
         # A tied token table counts twice.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -247,6 +248,23 @@ def test_starting_is_light() -> None:
     code = "import sys, autoglm.cli; print([m for m in ('numpy', 'fastapi', 'tokenizers') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
     assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_serve_loads_before_it_reads_the_http_side() -> None:
+    """Modules that are read while native threads read weights, and those that only few servers need at all."""
+    root = Path(__file__).resolve().parents[2]
+    late, rare = ("fastapi", "uvicorn", "pydantic"), ("httpx", "rich")
+    code = (
+        f"import sys; from autoglm.cli import console, loading, serve; print([m for m in {late + rare} "
+        f"if m in sys.modules]); from autoglm.cli import http_server; print([m for m in {rare} if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert result.stdout.split("\n")[:2] == ["[]", "[]"], result.stderr
+
+
+def test_a_start_that_is_refused_leaves_garbage_collection_on() -> None:
+    assert cli.main(["serve", "-m", "none.gguf"]) == 2
+    assert gc.isenabled()
 
 
 @pytest.mark.parametrize(
