@@ -413,6 +413,7 @@ NB_MODULE(_native, m) {
       .def("view", &PyProgram::view, "buffer"_a, "The buffer as f32 [max_tokens, width], shared memory.")
       .def_prop_ro("nbytes", [](const PyProgram& p) { return p.program.nbytes(); });
 
+  m.def("ask_for_files", &ask_for_files, "paths"_a, "Have the system read whole files into its page cache, while the caller goes on.");
   m.def("matmul", &matmul, "runtime"_a, "matrix"_a, "x"_a.noconvert(), "x [T, cols] @ matrix.T with the engine's own arithmetic -> f32 [T, rows].");
   m.def("dequantize", [](Bytes data, int type_id, int64_t num_elements) {
     const QuantType type = to_type(type_id);

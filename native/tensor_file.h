@@ -1,4 +1,4 @@
-// An open file that weights are read from, asking the system for what comes next while the last part is repacked.
+// Asks for what comes next of an open file while the last part of it is repacked, and for whole files before a start.
 //
 // Read and not mapped: no page of the file ever counts as this process's memory, and a file that somebody cuts
 // short meanwhile is an error here and not a signal that ends the process.
@@ -10,6 +10,10 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
 
 namespace autoglm {
 
@@ -61,5 +65,21 @@ class TensorFile {
   int fd_;
   std::atomic<uint64_t> asked_{0};  // the file's bytes up to here have been asked for
 };
+
+// Asks for whole files on a thread of its own; what is no readable file is passed over.
+inline void ask_for_files(std::vector<std::string> paths) {
+#ifdef POSIX_FADV_WILLNEED
+  std::thread([paths = std::move(paths)] {
+    for (const std::string& path : paths) {
+      const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a pipe would wait for its writer
+      if (fd < 0) continue;
+      (void)posix_fadvise(fd, 0, 0, POSIX_FADV_WILLNEED);
+      close(fd);
+    }
+  }).detach();
+#else
+  (void)paths;
+#endif
+}
 
 }  // namespace autoglm

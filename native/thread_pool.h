@@ -1,4 +1,4 @@
-// parallel_for over an index range; the only native threads of the program.
+// parallel_for over an index range; the only native threads that compute.
 //
 // Workers spin for about a tenth of a millisecond after each job and then sleep, so that the dozen jobs
 // of a layer follow each other without a system call and an idle server uses no CPU. A forked child has

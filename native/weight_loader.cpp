@@ -1,4 +1,4 @@
-// One job after another; the pool is let go between two matrices, so that a small program need not wait for all.
+// The loading thread: one matrix after another, the pool let go between two, so that a small program need not wait for all.
 #include "weight_loader.h"
 
 #include <cerrno>

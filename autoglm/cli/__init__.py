@@ -153,6 +153,9 @@ def _serve(
     """Serve a model over the OpenAI API."""
     # What a start makes stays: looking through it for garbage took a fifth of the time modules took to read.
     gc.disable()
+    from autoglm.cli import start_files
+
+    start_files.ask()
     from autoglm.cli import console, loading
     from autoglm.cli import serve as serving
 

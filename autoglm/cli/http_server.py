@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
 
+from autoglm.cli import start_files
 from autoglm.cli.loading import LoadedModel
 from autoglm.cli.media_door import open_door
 from autoglm.cli.self_check import check_taps
@@ -61,3 +63,4 @@ def _media_door(loaded: LoadedModel, options: ServeOptions) -> MediaDoor | None:
 
 def _announce(line: str) -> None:
     logger.info(line.removeprefix("INFO: "))
+    threading.Thread(target=start_files.remember, daemon=True).start()

@@ -195,6 +195,11 @@ class Program:
     @property
     def nbytes(self) -> int: ...
 
+def ask_for_files(paths: Sequence[str]) -> None:
+    """
+    Have the system read whole files into its page cache, while the caller goes on.
+    """
+
 def matmul(runtime: Runtime, matrix: Matrix, x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)]) -> NDArray[numpy.float32]:
     """
     x [T, cols] @ matrix.T with the engine's own arithmetic -> f32 [T, rows].
