@@ -51,7 +51,7 @@ class Pages {
 };
 
 // Memory for many matrices, most of them smaller than a huge page: each is cut from a slab that is in huge pages.
-// A page of 4 kB costs the system about as much to hand out as one of 2 MB, so small models load in half the time.
+// The system hands out memory eight times as fast in pages of 2 MB as in pages of 4 kB.
 class Slabs {
  public:
   struct Piece {
