@@ -41,6 +41,7 @@ def test_nothing_is_written_twice_or_against_the_setting(list_path: Path, monkey
     assert not list_path.exists()
 
 
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system takes no advice on files")
 def test_a_file_asked_for_is_read(list_path: Path, tmp_path: Path) -> None:
     """Behind what no start can read: a missing file, a folder, a pipe without a writer."""
     wanted = tmp_path / "wanted"
