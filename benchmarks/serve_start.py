@@ -86,6 +86,7 @@ class Server:
             stdout=self._log,
             stderr=self._log,
             env=environment,
+            cwd=HERE.parent,  # python -m looks there first
         )
 
     def first_token(self, body: dict[str, Any]) -> dict[str, float]:
@@ -263,7 +264,9 @@ def find_model(name: str) -> Model:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     command = [sys.executable, str(HERE / "serve_start.py"), "--facts", name]
-    said = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True).stdout
+    said = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, env=environment, cwd=HERE.parent, check=True
+    ).stdout
     facts = json.loads(said.splitlines()[-1])
     program_files = [Path(path) for path in facts["program_files"]]
     return Model(name, [Path(path) for path in facts["files"]], facts["letter"], facts["kv_bytes"], program_files)
