@@ -1,13 +1,24 @@
 """autoglm beside llama.cpp: the same files, tokens, threads and hour; a table, a JSON file and a plot.
 
-    python benchmarks/compare_llamacpp.py [--quick] [--threads N] [--model NAME ...] [--repeats N]
+    python benchmarks/compare_llamacpp.py [--quick] [--threads N] [--model NAME ...] [--repeats N] [--readme]
 
 Each engine lives in its own process (engine_worker.py) and they take turns inside one run, so a noisy minute hits
 both; the medians are compared, the spread is printed. Before anything is timed both must give a sane answer:
-SmolLM2 the same greedy text, the random glm4 file logits that point the same way. llama.cpp runs through its C API
-with n_batch = n_ubatch = 512 and as many threads as we have, once with flash attention and once without; for each
-phase the better of the two stands for it. Phases: prefill of 512 tokens in one go; decode right behind a prompt of
-16 tokens; decode_deep behind those 512.
+SmolLM2 the same greedy text, the random glm4 file logits that point the same way, alone and in eight streams.
+llama.cpp runs through its C API with n_batch = n_ubatch = 512 and as many threads as we have, with flash attention
+and without, streams with one cache for all of them and with one each; for each phase the best of its ways stands for
+it. Both caches are f16. Phases:
+
+    prefill          512 tokens in one go
+    prefill_long     4,096 tokens in steps of 512 (glm4; half the repeats: it takes minutes)
+    decode           right behind a prompt of 16 tokens
+    decode_deep      behind those 512
+    decode_streams   8 streams at once, each behind a prompt of its own of 16 tokens; tokens in all
+
+Beside them, in the same turns: what the machine's memory gives when it is only read (decode reads every matrix but
+the token table once a token), and oneDNN's int8 products of the layers' shapes (product_worker.py; needs torch).
+Memory: fresh processes with one context of 4,096 + 32 tokens (or 512 + 32), after filling it, against file size +
+KV + 15%. --readme writes the table into both READMEs (compare_report.py).
 
 What is missing of the [bench] extra is installed first; llama-cpp-python is built for this very CPU, which takes
 minutes (--no-install stops instead).
@@ -30,38 +41,69 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from compare_report import draw_pair as draw_pair
+from compare_report import plot, table, write_readmes
+from compare_report import save_figure as save_figure
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 GLM4_NAME = "glm4-9b-shapes-8-layers-Q4_K_M.gguf"
-CONTEXT = 1024
-PHASES = ("prefill", "decode", "decode_deep")
+PHASES = ("prefill", "prefill_long", "decode", "decode_deep", "decode_streams")
 SHORT_PROMPT = 16
+STREAMS, STREAM_STEPS = 8, 16
+LONG_PREFILL = 4096
 ENGINES = {"autoglm": ["autoglm"], "llama.cpp": ["llama.cpp"], "llama.cpp flash": ["llama.cpp", "flash"]}
-TARGETS = {
-    "smollm2": {"prefill": 4.0, "decode": 1.3, "decode_deep": 1.3},
-    "glm4": {"prefill": 2.5, "decode": 1.3, "decode_deep": 1.3},
+# How llama.cpp may run; those with one cache for all streams differ from the others only where there are several.
+WAYS = {
+    "llama.cpp": {"flash": False, "unified": False},
+    "llama.cpp flash": {"flash": True, "unified": False},
+    "llama.cpp unified": {"flash": False, "unified": True},
+    "llama.cpp flash unified": {"flash": True, "unified": True},
 }
+TARGETS = {
+    "smollm2": {"prefill": 8.0, "decode": 2.0},
+    "glm4": {"prefill": 4.0, "prefill_long": 3.5, "decode": 1.45, "decode_streams": 4.0},
+}
+TARGET_LIMITS = {"smollm2": {}, "glm4": {"bandwidth": 0.9, "onednn": 0.75}}  # of decode, of the layers' products
+TARGET_MEMORY = 1.15  # of file size + KV
+LEAST_COSINE = 0.99
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One model: what is prefilled, how many tokens are decoded after it, how many token ids to draw from."""
+    """One model: its prompt, which is prefilled to 512 tokens or whole, what is decoded after it, and 8 streams."""
 
     name: str
     path: Path
     prefill: int
-    decode: int
-    first_id: int
-    last_id: int
+    token_ids: list[int]
+    steps: list[int]
+    prompts: list[list[int]]
+    stream_steps: list[list[int]]
+
+    @classmethod
+    def draw(cls, name: str, path: Path, last_id: int, num_tokens: int, num_steps: int) -> Workload:
+        rng = np.random.default_rng(0)
+
+        def ids(*shape: int) -> Any:
+            return rng.integers(100, last_id, shape).tolist()
+
+        streams = ids(STREAMS, SHORT_PROMPT), ids(STREAMS, STREAM_STEPS)
+        return cls(name, path, 512, ids(num_tokens), ids(num_steps), *streams)
+
+    @property
+    def context(self) -> int:
+        """Tokens a cache of one stream holds."""
+        return len(self.token_ids) + len(self.steps)
 
 
 class Worker:
     """One engine in its own process, running a script of this folder; see engine_worker.py for the protocol."""
 
-    def __init__(self, script: str, *arguments: object) -> None:
+    def __init__(self, script: str, *arguments: object, **variables: str) -> None:
         environment = {
             **os.environ,
+            **variables,
             "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")]),
         }
         self.process = subprocess.Popen(
@@ -122,7 +164,7 @@ def workloads(names: list[str]) -> list[Workload]:
     if "smollm2" in names:
         from autoglm.deploy.pull import pull
 
-        found.append(Workload("smollm2", pull("smollm2-135m").path, 512, 128, 100, 48_000))
+        found.append(Workload.draw("smollm2", pull("smollm2-135m").path, 48_000, 512, 128))
     if "glm4" in names:
         path = cache_folder() / GLM4_NAME
         if not path.exists():
@@ -130,7 +172,7 @@ def workloads(names: list[str]) -> list[Workload]:
 
             print(f"writing {path} (1.9 GB, once)", file=sys.stderr)
             write_glm4_file(path)
-        found.append(Workload("glm4", path, 512, 32, 100, 150_000))
+        found.append(Workload.draw("glm4", path, 150_000, LONG_PREFILL, 32))
     return found
 
 
@@ -142,68 +184,108 @@ def check_smollm2(ours: Worker, theirs: Worker, path: Path) -> str:
     with GGUFFile.open(path) as file:
         tokenizer = Tokenizer.from_gguf(file)
     prompt = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
-    ids = tokenizer.encode(prompt)
+    ids = [tokenizer.encode(prompt)]
     texts = [tokenizer.decode(w.ask(op="greedy", token_ids=ids, num_tokens=8)["greedy"]) for w in (ours, theirs)]
     if any("Paris" not in text for text in texts):
         raise SystemExit(f"an engine gives nonsense, nothing was timed: {texts}")
     return f"both answer {texts[0]!r}" if texts[0] == texts[1] else f"autoglm {texts[0]!r}, llama.cpp {texts[1]!r}"
 
 
-def check_logits(ours: Worker, theirs: Worker, token_ids: list[int]) -> str:
-    """Random weights say nothing in words, so the logits after 48 tokens must point the same way."""
-    a, b = (np.array(w.ask(op="prefill", token_ids=token_ids[:48], logits=True)["logits"]) for w in (ours, theirs))
-    cosine = float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
-    if not (np.isfinite(a).all() and np.isfinite(b).all() and cosine > 0.99):
-        raise SystemExit(f"the engines disagree, nothing was timed: cosine of their logits {cosine:.4f}")
-    return f"cosine of the two engines' logits {cosine:.5f}"
+def check_logits(ours: Worker, theirs: Worker, token_ids: list[list[int]], steps: list[list[int]]) -> str:
+    """Random weights say nothing in words, so every stream's logits must point the same way, whatever the way."""
+    cosines = []
+    for way, streams in [(way, count) for way in WAYS.values() for count in (1, STREAMS)]:
+        request = {"op": "run", "token_ids": token_ids[:streams], "steps": steps[:streams], "logits": True, **way}
+        a, b = (np.array(worker.ask(**request)["logits"]) for worker in (ours, theirs))
+        cosines += list((a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1))
+    if not min(cosines) > LEAST_COSINE:  # a NaN fails too
+        raise SystemExit(f"the engines disagree, nothing was timed: cosine of their logits {min(cosines):.4f}")
+    return f"cosine of the two engines' logits at least {min(cosines):.5f}"
 
 
-def measure(worker: Worker, token_ids: list[int], steps: list[int]) -> dict[str, float]:
-    """Tokens per second of each phase, once."""
-    deep = worker.ask(op="decode", token_ids=token_ids, steps=steps)
-    short = worker.ask(op="decode", token_ids=token_ids[:SHORT_PROMPT], steps=steps)
-    return {
-        "prefill": len(token_ids) / deep["prefill_s"],
-        "decode": len(steps) / short["decode_s"],
-        "decode_deep": len(steps) / deep["decode_s"],
-    }
+def measure(worker: Worker, load: Workload, way: dict[str, bool], is_long: bool) -> dict[str, float]:
+    """Tokens per second of each phase, once; of streams alone where the way differs only for them."""
+    several = worker.ask(op="run", token_ids=load.prompts, steps=load.stream_steps, **way)
+    rates = {"decode_streams": STREAMS * STREAM_STEPS / several["decode_s"]}
+    if way.get("unified"):
+        return rates
+    alone = {"op": "run", "steps": [load.steps], "max_tokens": load.context, **way}
+    deep = worker.ask(token_ids=[load.token_ids[: load.prefill]], **alone)
+    short = worker.ask(token_ids=[load.token_ids[:SHORT_PROMPT]], **alone)
+    rates["prefill"] = load.prefill / deep["prefill_s"]
+    rates["decode"] = len(load.steps) / short["decode_s"]
+    rates["decode_deep"] = len(load.steps) / deep["decode_s"]
+    if is_long:
+        rates["prefill_long"] = (
+            len(load.token_ids) / worker.ask(**{**alone, "token_ids": [load.token_ids]})["prefill_s"]
+        )
+    return rates
 
 
-def run(load: Workload, threads: int, repeats: int) -> dict[str, Any]:
-    """All repeats of one model, the engines in turn, and the medians."""
-    rng = np.random.default_rng(0)
-    token_ids = rng.integers(load.first_id, load.last_id, load.prefill).tolist()
-    steps = rng.integers(load.first_id, load.last_id, load.decode).tolist()
-    workers = {
-        engine: Worker("engine_worker.py", kind, load.path, threads, CONTEXT, *flash)
-        for engine, (kind, *flash) in ENGINES.items()
-    }
-    ours, theirs = workers["autoglm"], workers["llama.cpp"]
-    check = check_smollm2(ours, theirs, load.path) if load.name == "smollm2" else check_logits(ours, theirs, token_ids)
-    print(f"{load.name}: {check}", file=sys.stderr)
-    samples: dict[str, dict[str, list[float]]] = {engine: {phase: [] for phase in PHASES} for engine in workers}
-    for worker in workers.values():  # one round nobody counts: page faults, clocks, caches
-        worker.ask(op="decode", token_ids=token_ids[:128], steps=steps[:4])
-    for _ in range(repeats):
-        for engine, worker in workers.items():
-            for phase, value in measure(worker, token_ids, steps).items():
-                samples[engine][phase].append(value)
-    medians = {e: {p: statistics.median(v) for p, v in phases.items()} for e, phases in samples.items()}
-    peer = {p: max(("llama.cpp", "llama.cpp flash"), key=lambda e: medians[e][p]) for p in PHASES}
-    descriptions = {engine: worker.description for engine, worker in workers.items()}
-    for worker in workers.values():
+def measure_memory(load: Workload, threads: int) -> dict[str, Any]:
+    """Peak of a fresh process of each engine that has filled one context, beside file size + KV."""
+    found: dict[str, Any] = {"context_tokens": load.context, "file_bytes": load.path.stat().st_size}
+    for engine, (kind, *flash) in ENGINES.items():
+        worker = Worker("engine_worker.py", kind, load.path, threads, load.context)
+        worker.ask(op="run", token_ids=[load.token_ids], steps=[load.steps], flash=bool(flash))
+        found[engine] = worker.ask(op="memory")
         worker.close()
+    found["kv_bytes"] = found["autoglm"]["kv_token_bytes"] * load.context
+    found["target_bytes"] = TARGET_MEMORY * (found["file_bytes"] + found["kv_bytes"])
+    return found
+
+
+def run(load: Workload, threads: int, repeats: int, with_onednn: bool) -> dict[str, Any]:
+    """All repeats of one model, the engines in turn, and the medians."""
+    from engine_limits import measure_limits, shares, start_products
+
+    pool = max(load.context, STREAMS * (SHORT_PROMPT + STREAM_STEPS))
+    ours, theirs = (Worker("engine_worker.py", kind, load.path, threads, pool) for kind in ("autoglm", "llama.cpp"))
+    if load.name == "smollm2":
+        check = check_smollm2(ours, theirs, load.path)
+    else:
+        check = check_logits(ours, theirs, load.prompts, load.stream_steps)
+    print(f"{load.name}: {check}", file=sys.stderr)
+    ways = {"autoglm": (ours, {}), **{name: (theirs, way) for name, way in WAYS.items()}}
+    samples: dict[str, dict[str, list[float]]] = {engine: {} for engine in ways}
+    bounds: dict[str, list[float]] = {}
+    # The products are the 9B's; of a small model the layers would fit the cache.
+    products = start_products(load.path, threads, Worker) if with_onednn and load.name == "glm4" else {}
+    for worker, way in ways.values():  # one round nobody counts: page faults, clocks, caches
+        request = {"op": "run", "steps": [load.steps[:4]], "max_tokens": load.context, **way}
+        worker.ask(token_ids=[load.token_ids[:128]], **request)
+    for turn in range(repeats):
+        for engine, (worker, way) in ways.items():
+            for phase, value in measure(worker, load, way, load.prefill < len(load.token_ids) and not turn % 2).items():
+                samples[engine].setdefault(phase, []).append(value)
+        for name, value in measure_limits(products, threads).items():
+            bounds.setdefault(name, []).append(value)
+        print(f"{load.name}: turn {turn + 1} of {repeats}", file=sys.stderr)
+    for worker in (ours, theirs, *products.values()):
+        worker.close()
+    medians = {e: {p: statistics.median(v) for p, v in phases.items()} for e, phases in samples.items()}
+    alone = medians["autoglm"]
+    peer = {p: max((e for e in WAYS if p in medians[e]), key=lambda e: medians[e][p]) for p in alone}
     return {
         "model": load.path.name,
         "prefill_tokens": load.prefill,
-        "decode_tokens": load.decode,
+        "prefill_long_tokens": len(load.token_ids),
+        "decode_tokens": len(load.steps),
+        "streams": STREAMS,
         "check": check,
-        "engines": descriptions,
+        "engines": {"autoglm": ours.description, "llama.cpp": theirs.description}
+        | {name: worker.description["engine"] for name, worker in products.items() if name == "onednn"},
         "samples_tokens_per_s": samples,
         "median_tokens_per_s": medians,
         "best_llama_cpp": peer,
-        "ratio": {p: medians["autoglm"][p] / medians[peer[p]][p] for p in PHASES},
+        "ratio": {p: alone[p] / medians[peer[p]][p] for p in peer},
         "target_ratio": TARGETS[load.name],
+        "target_limits": TARGET_LIMITS[load.name],
+        "limits": {
+            "samples": bounds,
+            **shares(load.path, alone, medians[peer["decode"]]["decode"], bounds),
+        },
+        "memory": measure_memory(load, threads),
     }
 
 
@@ -227,58 +309,6 @@ def machine() -> dict[str, Any]:
     }
 
 
-def table(results: dict[str, Any]) -> str:
-    rows = [f"{'model':<10}{'phase':<13}{'autoglm':>18}{'llama.cpp':>18}{'ratio':>8}{'target':>8}"]
-    for name, result in results["workloads"].items():
-        for phase in PHASES:
-            cells = []
-            for engine in ("autoglm", result["best_llama_cpp"][phase]):
-                values = result["samples_tokens_per_s"][engine][phase]
-                spread = (max(values) - min(values)) / 2
-                cells.append(f"{result['median_tokens_per_s'][engine][phase]:.1f} ± {spread:.1f}")
-            ratio, target = result["ratio"][phase], result["target_ratio"][phase]
-            flash = "  flash" if result["best_llama_cpp"][phase].endswith("flash") else ""
-            rows.append(f"{name:<10}{phase:<13}{cells[0]:>18}{cells[1]:>18}{ratio:>8.2f}{target:>8.1f}{flash}")
-    return (
-        "\n".join(rows) + "\n(tokens per second, median ± half the range; flash: where that was llama.cpp's better way)"
-    )
-
-
-def plot(results: dict[str, Any], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    bars = [(name, phase) for name in results["workloads"] for phase in PHASES]
-    figure, axes = pyplot.subplots(1, len(bars), figsize=(2.1 * len(bars), 3.6), squeeze=False)
-    for axis, (name, phase) in zip(axes[0], bars, strict=True):
-        result = results["workloads"][name]
-        medians = result["median_tokens_per_s"]
-        values = [medians[result["best_llama_cpp"][phase]][phase], medians["autoglm"][phase]]
-        draw_pair(axis, values, f"{name}\n{phase.replace('_', ' ')}: {result['ratio'][phase]:.2f} times")
-    axes[0][0].set_ylabel("tokens per second")
-    save_figure(figure, results, path)
-
-
-def draw_pair(axis: Any, values: list[float], title: str) -> None:
-    """Two bars with their values: llama.cpp's and ours."""
-    drawn = axis.bar(["llama.cpp", "autoglm"], values, color=["#9aa5b1", "#1f7a8c"], width=0.65)
-    axis.bar_label(drawn, fmt="%.0f" if min(values) >= 20 else "%.1f", padding=2)
-    axis.set_title(title, fontsize=10)
-    axis.set_ylim(0, max(values) * 1.18)
-    axis.spines[["top", "right"]].set_visible(False)
-
-
-def save_figure(figure: Any, results: dict[str, Any], path: Path) -> None:
-    """Write the plot with the machine, threads and day under it."""
-    about = results["machine"]
-    caption = f"{about['cpu']}, {results['threads']} threads, {about['date'][:10]}"
-    figure.tight_layout(rect=(0, 0.06, 1, 1))
-    figure.text(0.5, 0.02, caption, ha="center", fontsize=9)
-    figure.savefig(path, dpi=150)
-
-
 def run_options(description: str | None) -> argparse.ArgumentParser:
     """The options of every comparison with another engine."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -297,17 +327,24 @@ def run_options(description: str | None) -> argparse.ArgumentParser:
 def main() -> None:
     parser = run_options(__doc__)
     parser.add_argument("--model", nargs="+", choices=["smollm2", "glm4"], default=["smollm2", "glm4"])
+    parser.add_argument("--no-onednn", action="store_true", help="leave out the products of oneDNN, which need torch")
+    parser.add_argument("--readme", action="store_true", help="write the table into README.md and README.zh.md")
     arguments = parser.parse_args()
-    sys.path[:0] = [str(HERE), str(HERE.parent)]
+    if min(arguments.repeats, arguments.threads) < 1:
+        parser.error("--repeats and --threads must be 1 or more")
+    sys.path[:0] = [str(HERE.parent)]
     install_missing(not arguments.no_install)
     results: dict[str, Any] = {"machine": machine(), "threads": arguments.threads, "workloads": {}}
+    repeats = 1 if arguments.quick else arguments.repeats
     for load in workloads(arguments.model):
-        results["workloads"][load.name] = run(load, arguments.threads, 1 if arguments.quick else arguments.repeats)
+        results["workloads"][load.name] = run(load, arguments.threads, repeats, not arguments.no_onednn)
     print(table(results))
     arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / "compare_llamacpp.json").write_text(json.dumps(results, indent=1) + "\n")
     plot(results, arguments.output / "compare_llamacpp.png")
     print(f"written: {arguments.output}/compare_llamacpp.json and .png")
+    if arguments.readme:
+        write_readmes(results)
 
 
 if __name__ == "__main__":

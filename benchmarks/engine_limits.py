@@ -1,0 +1,70 @@
+"""What the machine gives in the minute of a comparison: memory read, and int8 products by oneDNN and by ours.
+
+Decode reads every matrix but the token table once a token, so its speed has the memory's read bandwidth for a limit;
+prefill multiplies, and oneDNN's int8 product is the fastest there is for that (product_worker.py).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench_kernels import memory_read_gb_s
+
+from autoglm.formats.gguf import GGUFFile
+
+
+def measure_limits(product_workers: dict[str, Any], threads: int) -> dict[str, float]:
+    """What the machine gives in this very minute: bytes a second read, multiply-adds a second of either engine."""
+    found = {"memory_gb_s": memory_read_gb_s(threads, 0.5)}
+    for engine, worker in product_workers.items():
+        seconds = min(worker.ask()["seconds"] for _ in range(2))
+        found[f"products_{engine}_gmac_s"] = worker.description["num_macs"] / seconds / 1e9
+    return found
+
+
+def start_products(model: Path, threads: int, start: Callable[..., Any]) -> dict[str, Any]:
+    """A worker each for oneDNN's products and ours; none where torch is not there."""
+    if importlib.util.find_spec("torch") is None:
+        print("torch is not installed: no comparison with oneDNN (pip install torch, or --no-onednn)", file=sys.stderr)
+        return {}
+    return {kind: start("product_worker.py", kind, model, threads) for kind in ("autoglm", "onednn")}
+
+
+def streamed_bytes(path: Path) -> int:
+    """What a decode step reads of the file at least: every tensor, the token table only where it is the head too."""
+    with GGUFFile.open(path) as file:
+        is_tied = "output.weight" not in file.tensors
+        return sum(t.nbytes for t in file.tensors.values() if is_tied or t.name != "token_embd.weight")
+
+
+def product_macs(path: Path) -> int:
+    """Multiply-adds a prefilled token takes in the layers' matrices."""
+    with GGUFFile.open(path) as file:
+        layers = [t.shape for t in file.tensors.values() if t.name.startswith("blk.") and len(t.shape) == 2]
+    return sum(rows * columns for rows, columns in layers)
+
+
+def shares(model: Path, rates: dict[str, float], peer_decode: float, bounds: dict[str, list[float]]) -> dict[str, Any]:
+    """How near decode comes to the memory's read bandwidth, and products and whole prefill to oneDNN's products.
+
+    rates  our tokens a second by phase, peer_decode llama.cpp's of decode, bounds samples of measure_limits
+    """
+    limit = {name: statistics.median(values) for name, values in bounds.items()}
+    weights = streamed_bytes(model)
+    read = {"autoglm": rates["decode"] * weights / 1e9, "llama.cpp": peer_decode * weights / 1e9}
+    found: dict[str, Any] = {
+        "median": limit,
+        "decode_weight_bytes": weights,
+        "decode_gb_s": read,
+        "decode_share_of_bandwidth": {engine: rate / limit["memory_gb_s"] for engine, rate in read.items()},
+    }
+    if "products_onednn_gmac_s" in limit:
+        onednn = limit["products_onednn_gmac_s"]
+        found["products_share_of_onednn"] = limit["products_autoglm_gmac_s"] / onednn
+        found["prefill_share_of_onednn"] = rates["prefill"] * product_macs(model) / 1e9 / onednn
+    return found
