@@ -134,9 +134,11 @@ class Worker:
         self.process.wait()
 
 
-def install_missing(allowed: bool) -> None:
+def install_missing(allowed: bool, *, with_llama: bool = True) -> None:
     """The [bench] extra, llama.cpp compiled with the instructions of this CPU."""
-    needs = {"llama_cpp": "llama-cpp-python>=0.3.36,<0.4", "gguf": "gguf>=0.17,<1", "matplotlib": "matplotlib>=3.9,<4"}
+    needs = {"gguf": "gguf>=0.17,<1", "matplotlib": "matplotlib>=3.9,<4"}
+    if with_llama:
+        needs["llama_cpp"] = "llama-cpp-python>=0.3.36,<0.4"
     missing = [package for module, package in needs.items() if importlib.util.find_spec(module) is None]
     if not missing:
         return
@@ -298,13 +300,14 @@ def machine() -> dict[str, Any]:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False
     ).stdout.strip()
+    has_llama = importlib.util.find_spec("llama_cpp") is not None
     return {
         "cpu": name,
         "cores": os.cpu_count(),
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "commit": commit,
         "python": platform.python_version(),
-        "llama_cpp_python": importlib.metadata.version("llama-cpp-python"),
+        "llama_cpp_python": importlib.metadata.version("llama-cpp-python") if has_llama else None,
         "load_average": os.getloadavg()[0],
     }
 

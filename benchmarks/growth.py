@@ -132,7 +132,8 @@ def plot(results: dict[str, Any], path: Path) -> None:
         line[3].set_xlabel("tokens held")
         for axis in line:
             axis.set_xscale("log", base=2)
-            axis.set_ylim(0)
+            axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}" if value < 1024 else f"{value / 1024:g}k")
+            axis.set_ylim(0, 1.05 * axis.get_ylim()[1])
             axis.legend(fontsize=8, frameon=False)
             axis.spines[["top", "right"]].set_visible(False)
     save_figure(figure, results, path)
@@ -147,7 +148,7 @@ def main() -> None:
     if min(arguments.repeats, arguments.threads) < 1:
         parser.error("--repeats and --threads must be 1 or more")
     sys.path[:0] = [str(HERE.parent)]
-    install_missing(not arguments.no_install)
+    install_missing(not arguments.no_install, with_llama=not arguments.no_llama)
     results: dict[str, Any] = {
         "machine": machine(),
         "threads": arguments.threads,

@@ -16,7 +16,7 @@ import sys
 from typing import Any
 
 import numpy as np
-from compare_llamacpp import HERE, SHORT_PROMPT, Worker, Workload, machine, run_options, workloads
+from compare_llamacpp import HERE, SHORT_PROMPT, Worker, Workload, install_missing, machine, run_options, workloads
 
 SETS = {"avx512": 512, "avx2": 512, "scalar": 64}  # tokens prefilled
 LEAST_COSINE = 0.9999
@@ -98,6 +98,7 @@ def main() -> None:
     if min(arguments.repeats, arguments.threads) < 1:
         parser.error("--repeats and --threads must be 1 or more")
     sys.path[:0] = [str(HERE.parent)]
+    install_missing(not arguments.no_install, with_llama=False)
     results: dict[str, Any] = {"machine": machine(), "threads": arguments.threads, "models": {}}
     sets, repeats = runnable(), 1 if arguments.quick else arguments.repeats
     for load in workloads(arguments.model):
