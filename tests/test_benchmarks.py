@@ -55,15 +55,15 @@ def test_streams_are_apart(growth_worker: ModuleType, tiny_glm4: TinyModel) -> N
 
 
 def test_a_filled_context_is_read_to_its_end(growth_worker: ModuleType, tiny_glm4: TinyModel) -> None:
-    """Every token filled in has finite keys and values of its own, and the measured step attends to the last."""
+    """What is filled in has a place of its own for every token, is finite, and is all attended to."""
     engine = growth_worker.GrowingAutoglm(str(tiny_glm4.path), 1, 2048)
-    start = engine.at_depth(1024 + growth_worker.CHUNK)
-    assert start == 1024
-    deep = np.array(engine.forward(tokens(1, 1), start))
+    assert engine.at_depth(2048) == 2048 - growth_worker.CHUNK
+    shallow, deep = (np.array(engine.forward(tokens(1, 1), start)) for start in (511, 2000))
     assert np.isfinite(deep).all()
-    engine.filled = 512  # written anew, the second half is other keys and values
-    engine.at_depth(1024 + growth_worker.CHUNK)
-    assert not np.array_equal(deep, engine.forward(tokens(1, 1), start))
+    engine.filled = 512  # from there on other keys and values
+    engine.fill(2048)
+    np.testing.assert_array_equal(shallow, engine.forward(tokens(1, 1), 511))
+    assert not np.array_equal(deep, engine.forward(tokens(1, 1), 2000))
     few = growth_worker.answer(engine, {"op": "streams", "streams": 2, "repeats": 1})
     assert len(few["decode_s"]) == growth_worker.STEPS - 1
     assert few["kv_token_bytes"] * engine.runner.num_blocks * 16 == engine.runner.kv_bytes
