@@ -195,7 +195,7 @@ def check_smollm2(ours: Worker, theirs: Worker, path: Path) -> str:
 
 def check_logits(ours: Worker, theirs: Worker, token_ids: list[list[int]], steps: list[list[int]]) -> str:
     """Random weights say nothing in words, so every stream's logits must point the same way, whatever the way."""
-    cosines = []
+    cosines, steps = [], [stream[:2] for stream in steps]
     for way, streams in [(way, count) for way in WAYS.values() for count in (1, STREAMS)]:
         request = {"op": "run", "token_ids": token_ids[:streams], "steps": steps[:streams], "logits": True, **way}
         a, b = (np.array(worker.ask(**request)["logits"]) for worker in (ours, theirs))

@@ -135,11 +135,15 @@ def draw_pair(axis: Any, values: list[float], title: str) -> None:
 
 def save_figure(figure: Any, results: dict[str, Any], path: Path) -> None:
     """Write the plot with the machine, threads and day under it."""
-    about = results["machine"]
-    caption = f"{about['cpu']}, {results['threads']} threads, {about['date'][:10]}"
     figure.tight_layout(rect=(0, 0.06, 1, 1))
-    figure.text(0.5, 0.02, caption, ha="center", fontsize=9)
+    figure.text(0.5, 0.02, conditions(results), ha="center", fontsize=9)
     figure.savefig(path, dpi=150)
+
+
+def conditions(results: dict[str, Any]) -> str:
+    """What the numbers were measured on, and when."""
+    about = results["machine"]
+    return f"{about['cpu']}, {results['threads']} threads, {about['date'][:10]}"
 
 
 def number(value: float) -> str:
@@ -203,14 +207,18 @@ def limit_rows(result: dict[str, Any], language: int) -> list[str]:
 
 
 def write_readmes(results: dict[str, Any]) -> None:
-    """Put the table between the READMEs' markers <!-- compare_llamacpp --> and <!-- /compare_llamacpp -->."""
-    pattern = re.compile(r"(<!-- compare_llamacpp -->\n).*?(\n<!-- /compare_llamacpp -->)", re.DOTALL)
+    """Put the table between the READMEs' markers."""
     for language, name in enumerate(("README.md", "README.zh.md")):
-        path = HERE.parent / name
-        text, count = pattern.subn(lambda m, n=language: m[1] + markdown(results, n) + m[2], path.read_text("utf-8"))
-        if count != 1:
-            raise SystemExit(f"{name} needs the marker <!-- compare_llamacpp --> once, and its end; it was left alone")
-        path.write_text(text, "utf-8")
+        fill_between(HERE.parent / name, "compare_llamacpp", markdown(results, language))
+
+
+def fill_between(path: Path, marker: str, text: str) -> None:
+    """Replace what stands between <!-- marker --> and <!-- /marker --> in a file that has them once."""
+    pattern = re.compile(rf"(<!-- {marker} -->\n).*?(\n<!-- /{marker} -->)", re.DOTALL)
+    whole, count = pattern.subn(lambda match: match[1] + text + match[2], path.read_text("utf-8"))
+    if count != 1:
+        raise SystemExit(f"{path.name} needs the marker <!-- {marker} --> once, and its end; it was left alone")
+    path.write_text(whole, "utf-8")
 
 
 def main() -> None:

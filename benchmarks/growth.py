@@ -1,6 +1,6 @@
 """How cost grows: prefill and decode by length of context, tokens a second by number of streams, memory by both.
 
-    python benchmarks/growth.py [--quick] [--threads N] [--model NAME ...] [--repeats N] [--no-llama]
+    python benchmarks/growth.py [--quick] [--threads N] [--model NAME ...] [--repeats N] [--no-llama] [--docs]
 
 autoglm and llama.cpp (flash attention, its default) in processes of their own (growth_worker.py says how the context
 gets there), in turn at every point:
@@ -12,7 +12,8 @@ Streams   1 to 64, each with 240 tokens of context: milliseconds of a step that 
 Memory    bytes the KV cache takes for the tokens, and the resident size of autoglm's process with them in it: pages
           of the KV pool count from when they are written.
 
-Medians; llama.cpp runs once at each point, autoglm --repeats times. A table, growth.json and growth.png.
+Medians; llama.cpp runs once at each point, autoglm --repeats times. A table (--docs writes it into
+docs/performance.md), growth.json and growth.png.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from compare_llamacpp import HERE, Worker, Workload, install_missing, machine, run_options, save_figure, workloads
+from compare_report import conditions, fill_between
 from growth_worker import CHUNK, MAX_STREAMS, STEPS, STREAM_ROOM, STREAM_TOKENS
 
 DEPTHS = {"glm4": (512, 1024, 2048, 4096, 8192, 16384, 32768), "smollm2": (512, 1024, 2048, 4096, 8192)}
@@ -144,6 +146,7 @@ def main() -> None:
     parser.set_defaults(repeats=3)
     parser.add_argument("--model", nargs="+", choices=list(DEPTHS), default=list(DEPTHS))
     parser.add_argument("--no-llama", action="store_true", help="autoglm alone: a tenth of the time")
+    parser.add_argument("--docs", action="store_true", help="write the table into docs/performance.md")
     arguments = parser.parse_args()
     if min(arguments.repeats, arguments.threads) < 1:
         parser.error("--repeats and --threads must be 1 or more")
@@ -169,6 +172,9 @@ def main() -> None:
     (arguments.output / "growth.json").write_text(json.dumps(results, indent=1) + "\n")
     plot(results, arguments.output / "growth.png")
     print(f"written: {arguments.output}/growth.json and .png")
+    if arguments.docs:
+        text = f"{conditions(results)}:\n\n{table(results)}"
+        fill_between(HERE.parent / "docs" / "performance.md", "growth", text)
 
 
 if __name__ == "__main__":

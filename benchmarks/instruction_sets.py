@@ -1,6 +1,6 @@
 """Speed of every set of kernels this machine can run: AVX-512 VNNI, AVX2 and portable C++.
 
-    python benchmarks/instruction_sets.py [--quick] [--threads N] [--model NAME ...] [--repeats N]
+    python benchmarks/instruction_sets.py [--quick] [--threads N] [--model NAME ...] [--repeats N] [--docs]
 
 autoglm alone, a process for each set (AUTOGLM_ISA) and all of them in turn: prefill of 512 tokens (64 with the
 portable kernels, which are slow) and decode behind a prompt of 16, medians of tokens a second. Before anything is
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from compare_llamacpp import HERE, SHORT_PROMPT, Worker, Workload, install_missing, machine, run_options, workloads
+from compare_report import conditions, fill_between
 
 SETS = {"avx512": 512, "avx2": 512, "scalar": 64}  # tokens prefilled
 LEAST_COSINE = 0.9999
@@ -94,6 +95,7 @@ def main() -> None:
     parser = run_options(__doc__)
     parser.set_defaults(repeats=3)
     parser.add_argument("--model", nargs="+", choices=["smollm2", "glm4"], default=["smollm2", "glm4"])
+    parser.add_argument("--docs", action="store_true", help="write the table into docs/performance.md")
     arguments = parser.parse_args()
     if min(arguments.repeats, arguments.threads) < 1:
         parser.error("--repeats and --threads must be 1 or more")
@@ -108,6 +110,9 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / "instruction_sets.json").write_text(json.dumps(results, indent=1) + "\n")
     print(f"written: {arguments.output}/instruction_sets.json")
+    if arguments.docs:
+        text = f"{conditions(results)}:\n\n{table(results)}"
+        fill_between(HERE.parent / "docs" / "performance.md", "instruction_sets", text)
 
 
 if __name__ == "__main__":

@@ -117,6 +117,14 @@ def test_the_table_has_every_figure_and_target(compare_report: ModuleType) -> No
         assert part in text, f"{part!r} is not in\n{text}"
 
 
+@pytest.mark.parametrize("marker", ["growth", "instruction_sets"])
+def test_the_docs_have_places_for_the_tables(compare_report: ModuleType, tmp_path: Path, marker: str) -> None:
+    docs = tmp_path / "performance.md"
+    docs.write_bytes((ROOT / "docs" / "performance.md").read_bytes())
+    compare_report.fill_between(docs, marker, "| new |")
+    assert f"<!-- {marker} -->\n| new |\n<!-- /{marker} -->" in docs.read_text("utf-8")
+
+
 def test_readmes_are_filled_between_their_markers(
     compare_report: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
