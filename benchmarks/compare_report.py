@@ -143,7 +143,8 @@ def save_figure(figure: Any, results: dict[str, Any], path: Path) -> None:
 def conditions(results: dict[str, Any]) -> str:
     """What the numbers were measured on, and when."""
     about = results["machine"]
-    return f"{about['cpu']}, {results['threads']} threads, {about['date'][:10]}"
+    threads = "1 thread" if results["threads"] == 1 else f"{results['threads']} threads"
+    return f"{about['cpu']}, {threads}, {about['date'][:10]}"
 
 
 def number(value: float) -> str:

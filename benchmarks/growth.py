@@ -173,7 +173,8 @@ def main() -> None:
     plot(results, arguments.output / "growth.png")
     print(f"written: {arguments.output}/growth.json and .png")
     if arguments.docs:
-        text = f"{conditions(results)}:\n\n{table(results)}"
+        picture = "![Cost by context and by streams](../benchmarks/results/growth.png)"
+        text = f"{conditions(results)}:\n\n{table(results)}\n\n{picture}"
         fill_between(HERE.parent / "docs" / "performance.md", "growth", text)
 
 
