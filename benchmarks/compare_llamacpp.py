@@ -197,7 +197,8 @@ def check_logits(ours: Worker, theirs: Worker, token_ids: list[list[int]], steps
     """Random weights say nothing in words, so every stream's logits must point the same way, whatever the way."""
     cosines, steps = [], [stream[:2] for stream in steps]
     for way, streams in [(way, count) for way in WAYS.values() for count in (1, STREAMS)]:
-        request = {"op": "run", "token_ids": token_ids[:streams], "steps": steps[:streams], "logits": True, **way}
+        request = {"op": "run", "token_ids": token_ids[:streams], "steps": steps[:streams], **way}
+        request |= {"logits": True, "max_tokens": SHORT_PROMPT + STREAM_STEPS}
         a, b = (np.array(worker.ask(**request)["logits"]) for worker in (ours, theirs))
         cosines += list((a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1))
     if not min(cosines) > LEAST_COSINE:  # a NaN fails too

@@ -11,8 +11,8 @@ way it is asked for and keeps it. Requests:
 
 Both engines get the same token ids (decode is teacher-forced), at most 512 a step, and both are timed around the
 forward passes alone: no sampling, no detokenizing, logits of each stream's last row only, as a server would ask.
-llama.cpp's ways: flash attention or not ("flash"), one cache for all streams or one each ("unified"); "max_streams"
-and "max_tokens" size its context where later requests need more room than this one.
+llama.cpp's ways: flash attention or not ("flash"), one cache for all streams or one each ("unified"). "max_tokens" is
+the room of a stream, so that short and long requests share a context.
 """
 
 from __future__ import annotations
@@ -180,12 +180,8 @@ def answer(engine: Engine, request: dict[str, Any]) -> dict[str, Any]:
     steps = np.array(request.get("steps", []), np.int32).reshape(len(token_ids), -1)
     streams, length = token_ids.shape
     room = length + max(steps.shape[1], request.get("num_tokens", 0))
-    engine.open(
-        request.get("max_streams", streams),
-        request.get("max_tokens", room),
-        request.get("flash", False),
-        request.get("unified", False),
-    )
+    way = request.get("flash", False), request.get("unified", False)
+    engine.open(streams, request.get("max_tokens", room), *way)
     begin = time.perf_counter()
     logits = prefill(engine, token_ids)
     reply: dict[str, Any] = {"prefill_s": time.perf_counter() - begin}
