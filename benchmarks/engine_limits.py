@@ -13,14 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench_kernels import memory_read_gb_s
-
+from autoglm.deploy.machine import read_test_bytes
 from autoglm.formats.gguf import GGUFFile
+from autoglm.kernels import Runtime
+from autoglm.kernels import measure_limits as measure_machine
 
 
 def measure_limits(product_workers: dict[str, Any], threads: int) -> dict[str, float]:
     """What the machine gives in this very minute: bytes a second read, multiply-adds a second of either engine."""
-    found = {"memory_gb_s": memory_read_gb_s(threads, 0.5)}
+    found = {"memory_gb_s": measure_machine(Runtime(threads), read_test_bytes(), 0.5).read_bytes_per_s / 1e9}
     for engine, worker in product_workers.items():
         seconds = min(worker.ask()["seconds"] for _ in range(2))
         found[f"products_{engine}_gmac_s"] = worker.description["num_macs"] / seconds / 1e9

@@ -76,8 +76,11 @@ class Server:
 
 
 def autoglm_command(ctx_size: int, threads: int) -> list[str]:
-    """Its defaults; ctx_size is what one conversation may hold."""
-    return [sys.executable, "-m", "autoglm", "serve", *_shared_flags(ctx_size, threads)]
+    """Its defaults, without drafts: an answer of one token over and over is too easy to guess.
+
+    ctx_size is what one conversation may hold.
+    """
+    return [sys.executable, "-m", "autoglm", "serve", *_shared_flags(ctx_size, threads), "--draft-max", "0"]
 
 
 def llama_command(ctx_size: int, threads: int, num_slots: int) -> list[str]:
