@@ -55,7 +55,8 @@ def touch_memory(num_bytes: int) -> None:
     """Use so much memory and give it back.
 
     The host of a virtual machine finds a page for it when it is first used, which takes ten times as long as using it;
-    who starts first would pay for all that come after.
+    who starts first would pay for all that come after. A host that is told of free pages takes them back after some two
+    seconds, so on a machine too busy to come to its weights by then this helps little.
     """
     child = os.fork()
     if child == 0:
