@@ -80,7 +80,10 @@ def serve(model: ModelOptions, options: ServeOptions, import_http_server: Callab
             )
         gc.freeze()  # vocabulary and modules live on; no collection need walk through them again
         gc.enable()
-        http_server()(loaded, options, settings, sock)
+        try:
+            http_server()(loaded, options, settings, sock)
+        finally:
+            gc.unfreeze()  # or native objects in a cycle would be reported as leaked at the end
 
 
 def _check(model: ModelOptions, options: ServeOptions) -> None:
