@@ -74,8 +74,10 @@ def test_the_parts_add_up(results: dict[str, Any]) -> None:
 
 
 def test_work_is_that_of_the_files_matrices(results: dict[str, Any], tiny_llama: TinyModel) -> None:
-    """Every weight is read once a step and multiplied with every token, the vocabulary with each sequence's last."""
-    layers_bytes = layers_macs = head_bytes = head_macs = 0
+    """Every weight is read once a step and multiplied with every token; with each sequence's last token alone the
+    vocabulary and what follows the last layer's attention."""
+    layers_bytes = layers_macs = last_macs = head_bytes = head_macs = 0
+    last_layer = f"blk.{TINY_LLAMA.num_hidden_layers - 1}."
     table_row_bytes = 4 * TINY_LLAMA.hidden_size  # F32
     with GGUFFile.open(tiny_llama.path) as gguf:
         tensors = gguf.tensors
@@ -88,8 +90,12 @@ def test_work_is_that_of_the_files_matrices(results: dict[str, Any], tiny_llama:
             packed_bytes = -(-rows // 32) * 32 * (cols // elements) * block_bytes  # panels of 32 rows
             if name == head_name:
                 head_bytes, head_macs = packed_bytes, rows * cols
+                continue
+            layers_bytes += packed_bytes
+            if name.startswith(last_layer) and not name.startswith(tuple(f"{last_layer}attn_{x}." for x in "qkv")):
+                last_macs += rows * cols
             else:
-                layers_bytes, layers_macs = layers_bytes + packed_bytes, layers_macs + rows * cols
+                layers_macs += rows * cols
     shape, num_layers = TINY_LLAMA, TINY_LLAMA.num_hidden_layers
     per_key = 2 * shape.num_attention_heads * shape.head_dim * num_layers
     for step in results["steps"]:
@@ -102,7 +108,7 @@ def test_work_is_that_of_the_files_matrices(results: dict[str, Any], tiny_llama:
             macs[kind] += row["int8_macs"] + row["float_macs"]
             num_bytes[kind] += row["bytes"]
         assert +macs == {
-            "layers": layers_macs * num_tokens * num_seqs,
+            "layers": (layers_macs * num_tokens + last_macs) * num_seqs,
             "attention": per_key * keys_seen * num_seqs,
             "lm_head": head_macs * num_seqs,
         }
