@@ -57,7 +57,8 @@ AUTOGLM_INLINE void direct_k32_pair(const uint8_t* p, int half, const int8_t* qx
 template <int T, int R, bool Five>
 inline void direct_k32(const uint8_t* p, int half, const int8_t* qx, const ActMetaK* meta, float* c) {
   // The whole next chunk at once: asked for line by line between these loads, Zen 5 read 17.6 GB/s on one core of the
-  // 38 it can, so 39; types whose code is a loop over blocks lose by it (Q8_0 37 to 33) and ask line by line.
+  // 38 it can, so 39; types whose code is a loop over blocks lose by it (Q8_0 37 to 33) and ask line by line. No function
+  // of its own: GCC drops calls of one that only prefetches.
   constexpr int bytes = 640 + 4096 + (Five ? 1024 : 0);
   if (half == 0)
     for (int i = 0; i < bytes; i += 64) prefetch(p + bytes + i);
@@ -81,6 +82,9 @@ inline void direct_k32(const uint8_t* p, int half, const int8_t* qx, const ActMe
 
 template <int T, int R>
 inline void direct_k16(const uint8_t* p, int half, const int8_t* qx, const ActMetaK* meta, float* c) {
+  constexpr int bytes = 576 + 4096 + 2048;
+  if (half == 0)
+    for (int i = 0; i < bytes; i += 64) prefetch(p + bytes + i);
   const vb low = vb_set1(15), high = vb_set1(48);
   vf acc[T][R], d[R];
   AUTOGLM_TILE(acc[t][g] = vf_zero())
@@ -98,9 +102,6 @@ inline void direct_k16(const uint8_t* p, int half, const int8_t* qx, const ActMe
 #pragma GCC unroll 2
         for (int g = 0; g < R; ++g) {
           const int at = k * kQuadBytes + (half + g) * kVec;
-          prefetch(n0 + at + 6720);
-          prefetch(n1 + at + 6720);
-          prefetch(plane + at + 6720);
           const vb x0 = vb_load(n0 + at), x1 = vb_load(n1 + at), y = vb_load(plane + at);
           const vb w0 = vb_or(vb_and(x0, low), vb_and(vb_shl<4>(y), high));
           const vb w1 = vb_or(vb_and(x1, low), vb_and(vb_shl<2>(y), high));
