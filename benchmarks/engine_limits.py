@@ -44,10 +44,12 @@ def streamed_bytes(path: Path) -> int:
 
 
 def product_macs(path: Path) -> int:
-    """Multiply-adds a prefilled token takes in the layers' matrices."""
+    """Multiply-adds a prefilled token takes in the layers' matrices; few are computed past the last attention."""
     with GGUFFile.open(path) as file:
-        layers = [t.shape for t in file.tensors.values() if t.name.startswith("blk.") and len(t.shape) == 2]
-    return sum(rows * columns for rows, columns in layers)
+        layers = [t for t in file.tensors.values() if t.name.startswith("blk.") and len(t.shape) == 2]
+    last = max(int(t.name.split(".")[1]) for t in layers)
+    ends = tuple(f"blk.{last}.{part}" for part in ("attn_output", "ffn"))
+    return sum(t.shape[0] * t.shape[1] for t in layers if not t.name.startswith(ends))
 
 
 def shares(model: Path, rates: dict[str, float], peer_decode: float, bounds: dict[str, list[float]]) -> dict[str, Any]:
