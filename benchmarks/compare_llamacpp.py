@@ -328,14 +328,20 @@ def run_options(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def parse_run(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """What run_options and its caller asked for, counts checked."""
+    arguments = parser.parse_args()
+    if min(arguments.repeats, arguments.threads) < 1:
+        parser.error("--repeats and --threads must be 1 or more")
+    return arguments
+
+
 def main() -> None:
     parser = run_options(__doc__)
     parser.add_argument("--model", nargs="+", choices=["smollm2", "glm4"], default=["smollm2", "glm4"])
     parser.add_argument("--no-onednn", action="store_true", help="leave out the products of oneDNN, which need torch")
     parser.add_argument("--readme", action="store_true", help="write the table into README.md and README.zh.md")
-    arguments = parser.parse_args()
-    if min(arguments.repeats, arguments.threads) < 1:
-        parser.error("--repeats and --threads must be 1 or more")
+    arguments = parse_run(parser)
     sys.path[:0] = [str(HERE.parent)]
     install_missing(not arguments.no_install)
     results: dict[str, Any] = {"machine": machine(), "threads": arguments.threads, "workloads": {}}

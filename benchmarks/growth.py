@@ -24,7 +24,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from compare_llamacpp import HERE, Worker, Workload, install_missing, machine, run_options, save_figure, workloads
+from compare_llamacpp import (
+    HERE,
+    Worker,
+    Workload,
+    install_missing,
+    machine,
+    parse_run,
+    run_options,
+    save_figure,
+    workloads,
+)
 from compare_report import conditions, fill_between
 from growth_worker import CHUNK, MAX_STREAMS, STEPS, STREAM_ROOM, STREAM_TOKENS
 
@@ -147,9 +157,7 @@ def main() -> None:
     parser.add_argument("--model", nargs="+", choices=list(DEPTHS), default=list(DEPTHS))
     parser.add_argument("--no-llama", action="store_true", help="autoglm alone: a tenth of the time")
     parser.add_argument("--docs", action="store_true", help="write the table into docs/performance.md")
-    arguments = parser.parse_args()
-    if min(arguments.repeats, arguments.threads) < 1:
-        parser.error("--repeats and --threads must be 1 or more")
+    arguments = parse_run(parser)
     sys.path[:0] = [str(HERE.parent)]
     install_missing(not arguments.no_install, with_llama=not arguments.no_llama)
     results: dict[str, Any] = {

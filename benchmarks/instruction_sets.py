@@ -16,7 +16,17 @@ import sys
 from typing import Any
 
 import numpy as np
-from compare_llamacpp import HERE, SHORT_PROMPT, Worker, Workload, install_missing, machine, run_options, workloads
+from compare_llamacpp import (
+    HERE,
+    SHORT_PROMPT,
+    Worker,
+    Workload,
+    install_missing,
+    machine,
+    parse_run,
+    run_options,
+    workloads,
+)
 from compare_report import conditions, fill_between
 
 SETS = {"avx512": 512, "avx2": 512, "scalar": 64}  # tokens prefilled
@@ -96,9 +106,7 @@ def main() -> None:
     parser.set_defaults(repeats=3)
     parser.add_argument("--model", nargs="+", choices=["smollm2", "glm4"], default=["smollm2", "glm4"])
     parser.add_argument("--docs", action="store_true", help="write the table into docs/performance.md")
-    arguments = parser.parse_args()
-    if min(arguments.repeats, arguments.threads) < 1:
-        parser.error("--repeats and --threads must be 1 or more")
+    arguments = parse_run(parser)
     sys.path[:0] = [str(HERE.parent)]
     install_missing(not arguments.no_install, with_llama=False)
     results: dict[str, Any] = {"machine": machine(), "threads": arguments.threads, "models": {}}
