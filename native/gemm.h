@@ -65,10 +65,13 @@ void gemm_float(const PackedMatrix& w, const uint8_t* p, const ActView& x, int r
   }
 }
 
-// Q6_K works on four blocks at once: beyond two rows its sums spill (measured 107 against 124 GOPS at four rows).
-int direct_rows(QuantType t) { return t == QuantType::Q6_K && kDirectRows > 2 ? 2 : kDirectRows; }
-
 bool block_elements_256(QuantType t) { return t == QuantType::Q4_K || t == QuantType::Q5_K || t == QuantType::Q6_K; }
+
+// The most rows that go straight to the products: their sums have to stay in registers. Q6_K works on four blocks at
+// once (107 GOPS against 124 unpacked at four rows), Q4_K and Q5_K on two, the others on one.
+int direct_rows(QuantType t) {
+  return std::min(kDirectRows, t == QuantType::Q6_K ? 2 : block_elements_256(t) ? 4 : 8);
+}
 
 size_t chunk_bytes(QuantType type, int blocks) {
   switch (type) {
@@ -83,15 +86,23 @@ size_t chunk_bytes(QuantType type, int blocks) {
   }
 }
 
+// How often the products of a chunk ask for what comes next.
+int asks(QuantType t, int blocks, int rows) {
+  if (rows > direct_rows(t)) return kBlocks * ((rows + kTileT - 1) / kTileT);
+  if (block_elements_256(t)) return t == QuantType::Q6_K ? 2 : 1;
+  return blocks * 2 / direct_halves(rows);
+}
+
 // Chunk `p` of one panel times the rows at `at` of the activation: c += W x.
-void few_rows_chunk(QuantType type, const uint8_t* p, int blocks, const ActView& x, size_t at, int rows, float* c) {
+void few_rows_chunk(QuantType type, const uint8_t* p, int blocks, const ActView& x, size_t at, int rows,
+                    Ahead& ahead, float* c) {
   const bool k = block_elements_256(type);
   const int8_t* q = (k ? x.qk : x.qb) + at * kChunk;
   const void* meta = k ? (const void*)(x.meta_k + at) : (const void*)(x.meta_b + at);
   switch (rows) {
-    case 1: direct_chunk<1>(type, p, blocks, q, meta, c); break;
-#define AUTOGLM_CASE(N) case N: direct_chunk<(kDirectRows >= N ? N : 1)>(type, p, blocks, q, meta, c); break;
-    AUTOGLM_CASE(2) AUTOGLM_CASE(3) AUTOGLM_CASE(4)
+    case 1: direct_chunk<1>(type, p, blocks, q, meta, ahead, c); break;
+#define AUTOGLM_CASE(N) case N: direct_chunk<(kDirectRows >= N ? N : 1)>(type, p, blocks, q, meta, ahead, c); break;
+    AUTOGLM_CASE(2) AUTOGLM_CASE(3) AUTOGLM_CASE(4) AUTOGLM_CASE(5) AUTOGLM_CASE(6) AUTOGLM_CASE(7) AUTOGLM_CASE(8)
 #undef AUTOGLM_CASE
   }
 }
@@ -133,16 +144,16 @@ void gemm_panels(const PackedMatrix& w, int first, int count, const ActView& x, 
   }
   Ahead ahead;
   const Scratch s = carve(scratch, &ahead);
-  const int visits = kBlocks * ((rows + kTileT - 1) / kTileT);
   const bool few = rows <= direct_rows(w.type);
+  const int further = rows > 4 && count == 1 ? 4096 : 0;  // the products of several rows hide more than one chunk's way
   for (int chunk = 0; chunk < w.chunks; ++chunk) {
     const int left = (w.cols - chunk * kChunk) / 32, blocks = left < kBlocks ? left : kBlocks;
     const size_t at = (size_t)chunk * x.capacity + row_begin;
-    const int bytes = (int)chunk_bytes(w.type, blocks);
+    const int bytes = (int)chunk_bytes(w.type, blocks), shares = asks(w.type, blocks, rows);
     for (int i = 0; i < count; ++i) {
       const uint8_t *here = p + i * w.panel_bytes, *next = i + 1 < count ? here + w.panel_bytes : p + bytes;
-      ahead = {next, next + bytes, (bytes / 64 + visits - 1) / visits};
-      if (few) few_rows_chunk(w.type, here, blocks, x, at, rows, c + i * panel);
+      ahead = {next + further, (bytes / 64 + shares - 1) / shares};
+      if (few) few_rows_chunk(w.type, here, blocks, x, at, rows, ahead, c + i * panel);
       else many_rows_chunk(w.type, here, blocks, s, x, at, rows, c + i * panel);
     }
     p += bytes;

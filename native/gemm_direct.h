@@ -1,4 +1,4 @@
-// Products for one to four rows, straight from the packed bytes.
+// Products for one to eight rows, straight from the packed bytes.
 //
 // So few rows are bound by the reading of weights; unpacking into registers instead of the scratch halves the
 // instructions. The integer sums and the order of float steps are those of gemm_products.h, so the results are
@@ -6,6 +6,9 @@
 #pragma once
 
 namespace {
+
+// Halves of a panel that T rows take at once: what their sums leave of the registers.
+constexpr int direct_halves(int T) { return T <= 4 ? kTileR : 1; }
 
 // acc += scale * dot for both halves of T rows
 template <int T, int R>
@@ -55,13 +58,8 @@ AUTOGLM_INLINE void direct_k32_pair(const uint8_t* p, int half, const int8_t* qx
 }
 
 template <int T, int R, bool Five>
-inline void direct_k32(const uint8_t* p, int half, const int8_t* qx, const ActMetaK* meta, float* c) {
-  // The whole next chunk at once: asked for line by line between these loads, Zen 5 read 17.6 GB/s on one core of the
-  // 38 it can, so 39; types whose code is a loop over blocks lose by it (Q8_0 37 to 33) and ask line by line. No function
-  // of its own: GCC drops calls of one that only prefetches.
-  constexpr int bytes = 640 + 4096 + (Five ? 1024 : 0);
-  if (half == 0)
-    for (int i = 0; i < bytes; i += 64) prefetch(p + bytes + i);
+inline void direct_k32(const uint8_t* p, int half, const int8_t* qx, const ActMetaK* meta, Ahead& ahead, float* c) {
+  if (half == 0) ahead.ask();
   vf acc[T][R];
   AUTOGLM_TILE(acc[t][g] = vf_zero())
   direct_k32_pair<T, R, Five, 0>(p, half, qx, acc);
@@ -81,15 +79,13 @@ inline void direct_k32(const uint8_t* p, int half, const int8_t* qx, const ActMe
 }
 
 template <int T, int R>
-inline void direct_k16(const uint8_t* p, int half, const int8_t* qx, const ActMetaK* meta, float* c) {
-  constexpr int bytes = 576 + 4096 + 2048;
-  if (half == 0)
-    for (int i = 0; i < bytes; i += 64) prefetch(p + bytes + i);
+inline void direct_k16(const uint8_t* p, int half, const int8_t* qx, const ActMetaK* meta, Ahead& ahead, float* c) {
   const vb low = vb_set1(15), high = vb_set1(48);
   vf acc[T][R], d[R];
   AUTOGLM_TILE(acc[t][g] = vf_zero())
   for (int g = 0; g < R; ++g) d[g] = vf_load_f16((const uint16_t*)p + 16 * (half + g));
   for (int h = 0; h < 2; ++h) {
+    if (half == 0) ahead.ask();
     const uint8_t *n0 = p + 576 + 2048 * h, *n1 = n0 + 1024, *plane = p + 576 + 4096 + 1024 * h;
     float part[4][2][T][R][16];  // dots of blocks 4h..4h+3, two halves of 16 columns each, as scaled in order below
     for (int s = 0; s < 2; ++s) {
@@ -140,7 +136,7 @@ AUTOGLM_INLINE void add_b32(vi (&d)[T][R], const uint8_t* p, int half, int b, co
   for (int g = 0; g < R; ++g) {
     const vf scale = vf_load_f16((const uint16_t*)p + 16 * (half + g));
     const vf minimum = HasMin ? vf_load_f16((const uint16_t*)(p + 64) + 16 * (half + g)) : vf_zero();
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
       acc[t][g] = vf_fma(vf_mul(vf_from_int(d[t][g]), vf_set1(meta[t].scale[b])), scale, acc[t][g]);
       if (HasMin) acc[t][g] = vf_fma(vf_set1(meta[t].scaled_sum[b]), minimum, acc[t][g]);
@@ -154,7 +150,6 @@ AUTOGLM_INLINE void direct_nibbles(const uint8_t* p, int half, const int8_t* q, 
 #pragma GCC unroll 2
   for (int g = 0; g < R; ++g) {
     const int at = V * kQuadBytes + (half + g) * kVec;
-    prefetch(p + at + 4096);
     const vb x = vb_load(p + at);
     vb x0 = vb_and(x, low), x1 = vb_and(vb_shr<4>(x), low);
     if (HasPlane) {
@@ -162,7 +157,7 @@ AUTOGLM_INLINE void direct_nibbles(const uint8_t* p, int half, const int8_t* q, 
       x0 = vb_or(x0, high_bit<V>(h));
       x1 = vb_or(x1, high_bit<V + 4>(h));
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
       d[t][g] = dot4(d[t][g], x0, quad_load(q + t * kChunk + 4 * V));
       d[t][g] = dot4(d[t][g], x1, quad_load(q + t * kChunk + 16 + 4 * V));
@@ -171,11 +166,13 @@ AUTOGLM_INLINE void direct_nibbles(const uint8_t* p, int half, const int8_t* q, 
 }
 
 template <int T, int R, int Offset, bool HasMin, bool HasPlane>
-inline void direct_b32(const uint8_t* p, int half, int blocks, const int8_t* qx, const ActMetaB* meta, float* c) {
+inline void direct_b32(const uint8_t* p, int half, int blocks, const int8_t* qx, const ActMetaB* meta, Ahead& ahead,
+                       float* c) {
   constexpr int header = HasMin ? 128 : 64, size = header + 512 + (HasPlane ? 128 : 0);
   vf acc[T][R];
   AUTOGLM_TILE(acc[t][g] = vf_load(c + t * kPanelRows + 16 * (half + g)))
   for (int b = 0; b < blocks; ++b, p += size) {
+    ahead.ask();
     vi d[T][R];
     AUTOGLM_TILE(d[t][g] = Offset >= 0 ? vi_offset<(Offset < 0 ? 0 : Offset)>(meta[t].neg_sum + b) : vi_zero())
     direct_nibbles<T, R, HasPlane, 0>(p + header, half, qx + 32 * b, d);
@@ -188,21 +185,21 @@ inline void direct_b32(const uint8_t* p, int half, int blocks, const int8_t* qx,
 }
 
 template <int T, int R>
-inline void direct_q8(const uint8_t* p, int half, int blocks, const int8_t* qx, const ActMetaB* meta, float* c) {
+inline void direct_q8(const uint8_t* p, int half, int blocks, const int8_t* qx, const ActMetaB* meta, Ahead& ahead,
+                      float* c) {
   const vb flip = vb_set1(kQ8Unsigned ? 0x80 : 0);
   vf acc[T][R];
   AUTOGLM_TILE(acc[t][g] = vf_load(c + t * kPanelRows + 16 * (half + g)))
   for (int b = 0; b < blocks; ++b, p += 1088) {
+    ahead.ask();
     vi d[T][R];
     AUTOGLM_TILE(d[t][g] = kQ8Unsigned ? vi_offset<7>(meta[t].neg_sum + b) : vi_zero())
 #pragma GCC unroll 8
     for (int k = 0; k < 8; ++k)
 #pragma GCC unroll 2
       for (int g = 0; g < R; ++g) {
-        const uint8_t* at = p + 64 + k * kQuadBytes + (half + g) * kVec;
-        prefetch(at + 4352);
-        const vb x = vb_xor(vb_load(at), flip);
-#pragma GCC unroll 4
+        const vb x = vb_xor(vb_load(p + 64 + k * kQuadBytes + (half + g) * kVec), flip);
+#pragma GCC unroll 8
         for (int t = 0; t < T; ++t) {
           const Quad a = quad_load(qx + t * kChunk + 32 * b + 4 * k);
           d[t][g] = kQ8Unsigned ? dot4(d[t][g], x, a) : dot4_q8(d[t][g], x, a);
@@ -216,18 +213,20 @@ inline void direct_q8(const uint8_t* p, int half, int blocks, const int8_t* qx, 
 #define AUTOGLM_HALVES for (int half = 0; half < 2; half += kTileR)
 
 template <int T>
-void direct_chunk(QuantType type, const uint8_t* p, int blocks, const int8_t* q, const void* meta, float* c) {
+void direct_chunk(QuantType type, const uint8_t* p, int blocks, const int8_t* q, const void* meta, Ahead& ahead,
+                  float* c) {
+  constexpr int R = direct_halves(T);
   const ActMetaK* mk = (const ActMetaK*)meta;
   const ActMetaB* mb = (const ActMetaB*)meta;
-  AUTOGLM_HALVES switch (type) {
-    case QuantType::Q4_K: direct_k32<T, kTileR, false>(p, half, q, mk, c); break;
-    case QuantType::Q5_K: direct_k32<T, kTileR, true>(p, half, q, mk, c); break;
-    case QuantType::Q6_K: direct_k16<T, kTileR>(p, half, q, mk, c); break;
-    case QuantType::Q4_0: direct_b32<T, kTileR, 3, false, false>(p, half, blocks, q, mb, c); break;
-    case QuantType::Q4_1: direct_b32<T, kTileR, -1, true, false>(p, half, blocks, q, mb, c); break;
-    case QuantType::Q5_0: direct_b32<T, kTileR, 4, false, true>(p, half, blocks, q, mb, c); break;
-    case QuantType::Q5_1: direct_b32<T, kTileR, -1, true, true>(p, half, blocks, q, mb, c); break;
-    default: direct_q8<T, kTileR>(p, half, blocks, q, mb, c);
+  for (int half = 0; half < 2; half += R) switch (type) {
+    case QuantType::Q4_K: direct_k32<T, R, false>(p, half, q, mk, ahead, c); break;
+    case QuantType::Q5_K: direct_k32<T, R, true>(p, half, q, mk, ahead, c); break;
+    case QuantType::Q6_K: direct_k16<T, R>(p, half, q, mk, ahead, c); break;
+    case QuantType::Q4_0: direct_b32<T, R, 3, false, false>(p, half, blocks, q, mb, ahead, c); break;
+    case QuantType::Q4_1: direct_b32<T, R, -1, true, false>(p, half, blocks, q, mb, ahead, c); break;
+    case QuantType::Q5_0: direct_b32<T, R, 4, false, true>(p, half, blocks, q, mb, ahead, c); break;
+    case QuantType::Q5_1: direct_b32<T, R, -1, true, true>(p, half, blocks, q, mb, ahead, c); break;
+    default: direct_q8<T, R>(p, half, blocks, q, mb, ahead, c);
   }
 }
 

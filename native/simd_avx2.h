@@ -155,7 +155,8 @@ inline float vf_reduce_max(vf v) {
   y = _mm_max_ps(y, _mm_movehl_ps(y, y));
   return _mm_cvtss_f32(_mm_max_ss(y, _mm_movehdup_ps(y)));
 }
-inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+// GCC drops a loop that does nothing but _mm_prefetch.
+inline void prefetch(const void* p) { asm volatile("prefetcht0 %0" : : "m"(*(const char*)p)); }
 constexpr int kPeakChains = 4;  // of peaks.h: latency times products a cycle, as far as registers go
 inline void opaque(vb& x) { asm volatile("" : "+x"(x.a), "+x"(x.b)); }  // the compiler knows nothing of x from here on
 inline void opaque(vf& x) { asm volatile("" : "+x"(x.a), "+x"(x.b)); }

@@ -9,7 +9,7 @@ using vb = __m512i;  // 64 bytes: 16 rows x 4 columns
 
 constexpr int kTileT = 6;      // 12 int + 12 float accumulators + 2 weights + 1 broadcast fit 32 registers
 constexpr int kTileR = 2;
-constexpr int kDirectRows = 4;  // up to here weights go from memory to registers to products
+constexpr int kDirectRows = 8;  // up to here weights go from memory to registers to products
 constexpr int kScoreRows = 4;   // query rows whose scores against two blocks of keys are summed together
 constexpr int kValueVectors = 4;  // of 16 dims, for four rows: what the registers hold
 constexpr bool kFullBytes = true;  // dot4 takes weights up to 255
@@ -106,7 +106,8 @@ inline float vf_reduce_add(vf a) {
   return _mm_cvtss_f32(_mm_add_ss(y, _mm_movehdup_ps(y)));
 }
 inline float vf_reduce_max(vf a) { return _mm512_reduce_max_ps(a); }
-inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+// GCC drops a loop that does nothing but _mm_prefetch.
+inline void prefetch(const void* p) { asm volatile("prefetcht0 %0" : : "m"(*(const char*)p)); }
 constexpr int kPeakChains = 12;  // of peaks.h: latency times products a cycle, as far as registers go
 inline void opaque(__m512i& x) { asm volatile("" : "+v"(x)); }  // the compiler knows nothing of x from here on
 inline void opaque(__m512& x) { asm volatile("" : "+v"(x)); }
