@@ -183,6 +183,10 @@ inline void add_values(const float* p, const float* const* v, int w, int keys, i
     for (; r + 4 <= last; r += 4)
       for (int e = d; e < d + 64; e += 16 * kValueVectors)
         weighted_values<4, kValueVectors>(p + kAttnKeys * r, v, e, w, keys, acc + r * w + e);
+    if (kValueVectors == 4 && last - r == 3) {
+      weighted_values<3, kValueVectors>(p + kAttnKeys * r, v, d, w, keys, acc + r * w + d);
+      r += 3;
+    }
     for (; r < last; ++r) weighted_values<1, 4>(p + kAttnKeys * r, v, d, w, keys, acc + r * w + d);
   }
   for (; d < w; d += 16)
