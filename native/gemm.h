@@ -152,7 +152,7 @@ void gemm_panels(const PackedMatrix& w, int first, int count, const ActView& x, 
     const int bytes = (int)chunk_bytes(w.type, blocks), shares = asks(w.type, blocks, rows);
     for (int i = 0; i < count; ++i) {
       const uint8_t *here = p + i * w.panel_bytes, *next = i + 1 < count ? here + w.panel_bytes : p + bytes;
-      ahead = {next + further, (bytes / 64 + shares - 1) / shares};
+      ahead = {next + further, next + further + bytes, (bytes / 64 + shares - 1) / shares};
       if (few) few_rows_chunk(w.type, here, blocks, x, at, rows, ahead, c + i * panel);
       else many_rows_chunk(w.type, here, blocks, s, x, at, rows, c + i * panel);
     }

@@ -15,11 +15,10 @@ constexpr int kBlockBytes = 8 * kQuadBytes;   // an unpacked 32-column block
 // products take long, all at once would keep a core waiting (8 rows of Q4_K: 11 GB/s on one core of Zen 5, in shares
 // 16, in shares that also run further ahead 20).
 struct Ahead {
-  const uint8_t* next;
+  const uint8_t *next, *end;
   int lines;  // each time
   void ask() {
-    for (int i = 0; i < lines; ++i) prefetch(next + 64 * i);
-    next += 64 * lines;
+    for (int i = 0; i < lines && next < end; ++i, next += 64) prefetch(next);
   }
 };
 

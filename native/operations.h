@@ -11,10 +11,30 @@
 
 namespace autoglm {
 
-// Rows handled per visit of a weight panel: activations of a chunk and the panel's accumulators stay in L2.
-constexpr int kRowBlock = 512;
+// Rows handled per visit of a weight panel, at most: activations of a chunk and the panels' accumulators stay in L2.
+constexpr int kRowBlock = 258;  // a multiple of every tile's rows
 // Panels that take turns at a chunk of so many rows: fewer readings of the activations, longer pieces of a row written.
-constexpr int kPanelGroup = 4, kGroupRows = 64;
+constexpr int kPanelGroup = 8, kGroupRows = 64;
+// Rows a step that is run in slices does between two looks at the clock, at most.
+constexpr int kSliceRows = 512;
+
+// Rows first .. end - 1 in blocks as even as possible.
+template <class F>
+void for_row_blocks(int first, int end, const F& f) {
+  const int blocks = (end - first + kRowBlock - 1) / kRowBlock;
+  for (int i = 0; i < blocks; ++i) {
+    const int n = std::min(kRowBlock, (end - first + (blocks - i) - 1) / (blocks - i));
+    f(first, n);
+    first += n;
+  }
+}
+
+// Panels a piece of work takes of n rows and so many panels in all: fewer where threads would have nothing to do.
+inline int panel_group(int n, int panels, int threads) {
+  int group = n >= kGroupRows ? kPanelGroup : 1;
+  while (group > 1 && panels < 4 * group * threads) group /= 2;
+  return group;
+}
 
 inline int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
@@ -54,8 +74,8 @@ struct Program::Op {
   // Independent pieces of work in a step: rows, unless an operation counts otherwise.
   virtual int count(const Step& step) const { return logits ? step.num_logits : step.num_tokens; }
   // How many of them a step that is run in slices does between two looks at the clock, at most and at least.
-  virtual int slice(const Program&) const { return kRowBlock; }
-  virtual int least_slice(const Program& p) const { return std::min(slice(p), kRowBlock / 8); }
+  virtual int slice(const Program&) const { return kSliceRows; }
+  virtual int least_slice(const Program& p) const { return std::min(slice(p), kSliceRows / 8); }
   int fitted_slice = 0;  // what the time per slice has left of it; 0: not known yet
   virtual void run(Program& p, const Step& step, int begin, int end) = 0;
   // Of a whole step, run in one piece; nothing where neither weights nor the cache are read.
@@ -168,9 +188,10 @@ struct Program::Linear : Op {
 
   void run(Program& p, const Step&, int first, int end) override {
     const ActView in = act->view();
-    for (int begin = first; begin < end; begin += kRowBlock) {
-      const int n = std::min(kRowBlock, end - begin);
-      const int group = n >= kGroupRows ? kPanelGroup : 1;
+    int panels = 0;
+    for (const Part& part : parts) panels += part.matrix->view().panels;
+    for_row_blocks(first, end, [&](int begin, int n) {
+      const int group = panel_group(n, panels, p.pool_.size());
       const auto pieces = [&](const Part& part) { return (part.matrix->view().panels + group - 1) / group; };
       int total = 0;
       for (const Part& part : parts) total += pieces(part);
@@ -185,7 +206,7 @@ struct Program::Linear : Op {
         for (int t = 0; t < n; ++t)
           for (int j = 0; j < count; ++j) store(*part, panel + j, c + (j * n + t) * kPanelRows, out->row(begin + t));
       });
-    }
+    });
   }
 
   Work work(const Program&, const Step& step) const override {
@@ -203,8 +224,8 @@ struct Program::GatedMlp : Op {
   void run(Program& p, const Step&, int first, int end) override {
     const ActView in = act->view(), out = result->view();
     const int per_chunk = kChunk / kPanelRows;
-    for (int begin = first; begin < end; begin += kRowBlock) {
-      const int n = std::min(kRowBlock, end - begin), group = n >= kGroupRows ? kPanelGroup / 2 : 1;
+    for_row_blocks(first, end, [&](int begin, int n) {
+      const int group = n >= kGroupRows ? kPanelGroup / 2 : 1;
       p.parallel_for(result->chunks(), [&](int chunk, int thread) {
         uint8_t* scratch = p.scratch(thread);
         const int size = n * kPanelRows;
@@ -221,7 +242,7 @@ struct Program::GatedMlp : Op {
         }
         for (int t = 0; t < n; ++t) p.kernels_.quantize_chunk(h + t * kChunk, chunk, out, begin + t);
       });
-    }
+    });
   }
   Work work(const Program&, const Step& step) const override {
     Work w;
