@@ -47,22 +47,21 @@ struct RunFloat {
   }
 };
 
-void gemm_float(const PackedMatrix& w, const uint8_t* p, const ActView& x, int row_begin, int rows, float* c,
-                float* unpacked) {
-  for (int k0 = 0; k0 < w.cols; k0 += 64) {
-    const int cols = w.cols - k0 < 64 ? w.cols - k0 : 64;
-    const float* weights = unpacked;
-    if (w.type == QuantType::F32) {
-      weights = (const float*)p + (size_t)k0 * kPanelRows;
-    } else {
-      const uint16_t* src = (const uint16_t*)p + (size_t)k0 * kPanelRows;
-      for (int i = 0; i < 2 * cols; ++i) {
-        prefetch(src + 16 * i + 1024);
-        vf_store(unpacked + 16 * i, w.type == QuantType::F16 ? vf_load_f16(src + 16 * i) : vf_load_bf16(src + 16 * i));
-      }
+// 64 columns of a float panel, from column k0 on.
+void float_columns(const PackedMatrix& w, const uint8_t* p, const ActView& x, int k0, int row_begin, int rows, float* c,
+                   float* unpacked) {
+  const int cols = w.cols - k0 < 64 ? w.cols - k0 : 64;
+  const float* weights = unpacked;
+  if (w.type == QuantType::F32) {
+    weights = (const float*)p + (size_t)k0 * kPanelRows;
+  } else {
+    const uint16_t* src = (const uint16_t*)p + (size_t)k0 * kPanelRows;
+    for (int i = 0; i < 2 * cols; ++i) {
+      prefetch(src + 16 * i + 1024);
+      vf_store(unpacked + 16 * i, w.type == QuantType::F16 ? vf_load_f16(src + 16 * i) : vf_load_bf16(src + 16 * i));
     }
-    for_tiles(rows, RunFloat{weights, cols, x.f32 + (size_t)row_begin * x.stride + k0, x.stride, c});
   }
+  for_tiles(rows, RunFloat{weights, cols, x.f32 + (size_t)row_begin * x.stride + k0, x.stride, c});
 }
 
 bool block_elements_256(QuantType t) { return t == QuantType::Q4_K || t == QuantType::Q5_K || t == QuantType::Q6_K; }
@@ -139,7 +138,9 @@ void gemm_panels(const PackedMatrix& w, int first, int count, const ActView& x, 
   const size_t panel = (size_t)rows * kPanelRows;
   memset(c, 0, sizeof(float) * panel * (size_t)count);
   if (w.type == QuantType::F32 || w.type == QuantType::F16 || w.type == QuantType::BF16) {
-    for (int i = 0; i < count; ++i) gemm_float(w, p + i * w.panel_bytes, x, row_begin, rows, c + i * panel, (float*)scratch);
+    for (int k0 = 0; k0 < w.cols; k0 += 64)
+      for (int i = 0; i < count; ++i)
+        float_columns(w, p + i * w.panel_bytes, x, k0, row_begin, rows, c + i * panel, (float*)scratch);
     return;
   }
   Ahead ahead;

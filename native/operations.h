@@ -18,6 +18,8 @@ constexpr int kPanelGroup = 8, kGroupRows = 64;
 // Rows a step that is run in slices does between two looks at the clock, at most.
 constexpr int kSliceRows = 512;
 
+constexpr int kStoreAhead = 8;  // rows
+
 // Rows first .. end - 1 in blocks as even as possible.
 template <class F>
 void for_row_blocks(int first, int end, const F& f) {
@@ -203,8 +205,13 @@ struct Program::Linear : Op {
         uint8_t* scratch = p.scratch(thread);
         float* c = (float*)(scratch + kGemmScratch);
         p.kernels_.gemm_panels(w, panel, count, in, begin, n, c, scratch);
-        for (int t = 0; t < n; ++t)
+        const int column = part->column + panel * kPanelRows, width = count * kPanelRows;
+        for (int t = 0; t < n; ++t) {
+          // Rows lie too far apart for the processor to see them coming.
+          const float* soon = out->row(begin + std::min(t + kStoreAhead, n - 1)) + column;
+          for (int j = 0; j < width; j += 16) __builtin_prefetch(soon + j, 1);
           for (int j = 0; j < count; ++j) store(*part, panel + j, c + (j * n + t) * kPanelRows, out->row(begin + t));
+        }
       });
     });
   }
@@ -253,13 +260,16 @@ struct Program::GatedMlp : Op {
 
 inline void rotate(const RopeConfig& rope, const float* cs, float* x) {
   const int half = rope.rotary_dim / 2;
-  for (int j = 0; j < half; ++j) {
-    float& a = x[rope.interleaved ? 2 * j : j];
-    float& b = x[rope.interleaved ? 2 * j + 1 : j + half];
+  const auto turn = [&](int j, float& a, float& b) {
     const float c = cs[2 * j], s = cs[2 * j + 1], x0 = a, x1 = b;
     a = x0 * c - x1 * s;
     b = x1 * c + x0 * s;
-  }
+  };
+  // Two loops, which the compiler vectorizes.
+  if (rope.interleaved)
+    for (int j = 0; j < half; ++j) turn(j, x[2 * j], x[2 * j + 1]);
+  else
+    for (int j = 0; j < half; ++j) turn(j, x[j], x[j + half]);
 }
 
 struct Program::RopeCache : Op {
