@@ -101,15 +101,16 @@ alignas(64) const float kCap[32] = {
     INFINITY, INFINITY, INFINITY, INFINITY, INFINITY, -1e30f, -1e30f, -1e30f, -1e30f, -1e30f, -1e30f, -1e30f, -1e30f,
     -1e30f, -1e30f, -1e30f, -1e30f, -1e30f, -1e30f, -1e30f, -1e30f};
 
-constexpr int kGroup = 8;  // query rows that lie side by side
 constexpr int kPair = 2;   // blocks whose scores, and then values, are computed together
 
-// Scores of R rows of a group against the 16 keys of each of B blocks: even and odd dims in two chains.
-//   q  [dim][8] a group's queries, k[b]  [dim][16], s  row r and block b at s + r * kAttnKeys + b * 16
+// Scores of R rows against the 16 keys of each of B blocks: even and odd dims in two chains.
+//   q[r]  [dim], k[b]  [dim][16], s  row r and block b at s + r * kAttnKeys + b * 16
 template <int R, int B>
-inline void scores(const float* q, const float* const* blocks, int dim, float* s) {
-  const float* k[B];
+inline void scores(const float* const* rows, const float* const* blocks, int dim, float* s) {
+  const float *q[R], *k[B];
   vf even[R][B], odd[R][B];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) q[r] = rows[r];
 #pragma GCC unroll 8
   for (int b = 0; b < B; ++b) k[b] = blocks[b];
 #pragma GCC unroll 8
@@ -125,7 +126,7 @@ inline void scores(const float* q, const float* const* blocks, int dim, float* s
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const vf q0 = vf_set1(q[kGroup * d + r]), q1 = vf_set1(q[kGroup * d + kGroup + r]);
+      const vf q0 = vf_set1(q[r][d]), q1 = vf_set1(q[r][d + 1]);
 #pragma GCC unroll 8
       for (int b = 0; b < B; ++b) {
         even[r][b] = vf_fma(q0, k0[b], even[r][b]);
@@ -140,7 +141,7 @@ inline void scores(const float* q, const float* const* blocks, int dim, float* s
 }
 
 template <int B>
-inline void row_scores(int rows, const float* q, const float* const* k, int dim, float* s) {
+inline void row_scores(int rows, const float* const* q, const float* const* k, int dim, float* s) {
   switch (rows) {
     case 1: return scores<1, B>(q, k, dim, s);
     case 2: return scores<2, B>(q, k, dim, s);
@@ -232,7 +233,6 @@ inline void softmax_step(float* s, int keys, float* top, float* sum, float* acc,
 
 struct AttnScratch {
   float* block;  // keys [head_dim][16], then values [16][head_dim], of two blocks
-  float* q;      // [rows / 8][head_dim][8]
   float* acc;    // [rows][head_dim]
   float* s;      // scores, then weights [rows][kAttnKeys]
   float* sum;    // running sums in 16 lanes [rows][16]
@@ -242,8 +242,7 @@ struct AttnScratch {
 inline AttnScratch carve_attention(uint8_t* p) {
   AttnScratch x;
   x.block = (float*)p;
-  x.q = x.block + kPair * kKvBlock * kMaxHeadDim;
-  x.acc = x.q + kAttnRows * kMaxHeadDim;
+  x.acc = x.block + kPair * kKvBlock * kMaxHeadDim;
   x.s = x.acc + kAttnRows * kMaxHeadDim;
   x.sum = x.s + kAttnRows * kAttnKeys;
   x.top = x.sum + kAttnRows * 16;
@@ -257,8 +256,6 @@ void attention(const KvLayer& L, const AttnTile& t, uint8_t* scratch) {
     memset(x.acc + r * w, 0, sizeof(float) * (size_t)w);
     vf_store(x.sum + 16 * r, vf_zero());
     x.top[r] = -INFINITY;
-    float* group = x.q + (size_t)(r / kGroup) * dim * kGroup + r % kGroup;
-    for (int d = 0; d < dim; ++d) group[kGroup * d] = t.q[r][d];
   }
   const int longest = t.limit[t.rows - 1];  // rows come in order of position
   for (int start = 0; start < longest; start += kAttnKeys) {
@@ -275,10 +272,9 @@ void attention(const KvLayer& L, const AttnTile& t, uint8_t* scratch) {
         keys[i] = load_keys(L, table[b + i], t.kv_head, x.block + i * kKvBlock * kMaxHeadDim);
       }
       for (int r = first / kScoreRows * kScoreRows; r < t.rows; r += kScoreRows) {
-        const float* q = x.q + (size_t)(r / kGroup) * dim * kGroup + r % kGroup;
         float* s = x.s + kAttnKeys * r + kKvBlock * b;
-        if (count == kPair) row_scores<kPair>(t.rows - r, q, keys, dim, s);
-        else row_scores<1>(t.rows - r, q, keys, dim, s);
+        if (count == kPair) row_scores<kPair>(t.rows - r, t.q + r, keys, dim, s);
+        else row_scores<1>(t.rows - r, t.q + r, keys, dim, s);
       }
     }
     for (int r = first; r < t.rows; ++r)

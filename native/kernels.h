@@ -86,7 +86,7 @@ struct AttnTile {
   const int32_t* block_table;
   int kv_head;
 };
-constexpr int kAttnRows = 64;
+constexpr int kAttnRows = 128;
 constexpr int kAttnKeys = 64;  // keys whose scores are turned into weights together
 constexpr int kMaxHeadDim = 256;
 
@@ -152,7 +152,7 @@ struct KernelTable {
 constexpr size_t kGemmScratch = 8192 + 2048 + 2048 + 512;
 // Two blocks' keys or values as floats, then per row: query, accumulator, weights of a span, running sums, maximum.
 constexpr size_t kAttnScratch =
-    sizeof(float) * (2 * kKvBlock * kMaxHeadDim + kAttnRows * (2 * kMaxHeadDim + kAttnKeys + 16 + 1));
+    sizeof(float) * (2 * kKvBlock * kMaxHeadDim + kAttnRows * (kMaxHeadDim + kAttnKeys + 16 + 1));
 
 // Per row: scores and weights of a span, accumulator, running sums, maximum.
 constexpr size_t kFullScratch = sizeof(float) * kFullRows * (kAttnKeys + kAttnKeys / 2 + kMaxHeadDim + 16 + 1);
