@@ -308,12 +308,14 @@ struct Program::Attend : Op {
   const char* name() const override { return "attention"; }
   Buffer *qkv, *out;
   int layer;
-  int count(const Step& step) const override { return (int)step.attention.size(); }
+  bool only_wanted;
+  const std::vector<Step::AttnItem>& items(const Step& step) const { return only_wanted ? step.attention_wanted : step.attention; }
+  int count(const Step& step) const override { return (int)items(step).size(); }
   int slice(const Program& p) const override { return 2 * p.pool_.size(); }
   void run(Program& p, const Step& step, int begin, int end) override {
     const int d = p.rope_.head_dim;
     p.parallel_for(end - begin, [&](int i, int thread) {
-      const Step::AttnItem& item = step.attention[(size_t)(begin + i)];
+      const Step::AttnItem& item = items(step)[(size_t)(begin + i)];
       const float* q[kAttnRows];
       float* o[kAttnRows];
       int32_t limit[kAttnRows];
@@ -321,7 +323,7 @@ struct Program::Attend : Op {
       for (int t = item.token_begin; t < item.token_end; ++t)
         for (int h = item.head_begin; h < item.head_end; ++h, ++rows) {
           q[rows] = qkv->row(t) + h * d;
-          o[rows] = out->row(t) + h * d;
+          o[rows] = out->row(item.out_row + t - item.token_begin) + h * d;
           limit[rows] = keys_of(step, item.seq, t);
         }
       p.kernels_.attention(p.cache_->layer(layer),
@@ -333,13 +335,14 @@ struct Program::Attend : Op {
   Work work(const Program& p, const Step& step) const override {
     const KvLayer& kv = p.cache_->layer(layer);
     Work w;
-    for (int s = 0; s < step.num_seqs; ++s) {
-      if (step.cu_seqlens_q[s] == step.cu_seqlens_q[s + 1]) continue;
-      const int blocks = (keys_of(step, s, step.cu_seqlens_q[s + 1] - 1) + kKvBlock - 1) / kKvBlock;
-      w.bytes += (double)blocks * kv.num_kv_heads * (double)(kv.k_bytes + kv.v_bytes);
-      for (int t = step.cu_seqlens_q[s]; t < step.cu_seqlens_q[s + 1]; ++t)
-        w.float_macs += 2.0 * keys_of(step, s, t) * p.num_heads_ * kv.head_dim;
-    }
+    std::vector<int> most((size_t)step.num_seqs);  // keys a sequence's rows see
+    for (const Step::AttnItem& item : items(step))
+      for (int t = item.token_begin; t < item.token_end; ++t) {
+        const int keys = keys_of(step, item.seq, t);
+        most[(size_t)item.seq] = std::max(most[(size_t)item.seq], keys);
+        w.float_macs += 2.0 * keys * (item.head_end - item.head_begin) * kv.head_dim;
+      }
+    for (int keys : most) w.bytes += (double)((keys + kKvBlock - 1) / kKvBlock) * kv.num_kv_heads * (double)(kv.k_bytes + kv.v_bytes);
     return w;
   }
 };

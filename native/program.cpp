@@ -274,8 +274,9 @@ void Program::rope_cache(int qkv, int layer) {
   ops_.push_back(std::move(op));
 }
 
-void Program::attention(int qkv, int layer, int out) {
+void Program::attention(int qkv, int layer, int out, bool only_wanted) {
   auto op = std::make_unique<Attend>();
+  op->only_wanted = only_wanted;
   require(cache_ && layer >= 0 && layer < cache_->num_layers(), "no such layer in the cache");
   require(at(out).width == num_heads_ * rope_.head_dim, shape("attention output", at(out).width, num_heads_ * rope_.head_dim));
   op->qkv = &at(qkv);
@@ -348,16 +349,27 @@ void Program::plan_attention(Step& step) const {
   int heads = std::min(groups, kAttnRows);
   if (tasks < want && pool_.size() > cache_->num_kv_heads()) heads = std::max(1, std::min(heads, groups * tasks / want));
   const int tokens = std::max(1, kAttnRows / heads);
-  step.attention.clear();
-  for (int s = 0; s < step.num_seqs; ++s)
-    for (int t = step.cu_seqlens_q[s]; t < step.cu_seqlens_q[s + 1]; t += tokens)
+  const auto add = [&](std::vector<Step::AttnItem>& items, int s, int begin, int end, int out_row) {
+    for (int t = begin; t < end; t += tokens)
       for (int kv = 0; kv < cache_->num_kv_heads(); ++kv)
         for (int h = 0; h < groups; h += heads)
-          step.attention.push_back({s, kv, t, std::min(t + tokens, step.cu_seqlens_q[s + 1]), kv * groups + h,
-                                    kv * groups + std::min(h + heads, groups)});
-  std::stable_sort(step.attention.begin(), step.attention.end(), [&](const Step::AttnItem& a, const Step::AttnItem& b) {
-    return keys_of(step, a.seq, a.token_end - 1) > keys_of(step, b.seq, b.token_end - 1);
-  });
+          items.push_back({s, kv, t, std::min(t + tokens, end), kv * groups + h, kv * groups + std::min(h + heads, groups),
+                           out_row + t - begin});
+  };
+  step.attention.clear();
+  for (int s = 0; s < step.num_seqs; ++s)
+    add(step.attention, s, step.cu_seqlens_q[s], step.cu_seqlens_q[s + 1], step.cu_seqlens_q[s]);
+  step.attention_wanted.clear();
+  for (int i = 0, next; i < step.num_logits; i = next) {  // runs of rows of one sequence
+    const int32_t* rows = step.logits_rows;
+    const int s = (int)(std::upper_bound(step.cu_seqlens_q, step.cu_seqlens_q + step.num_seqs, rows[i]) - step.cu_seqlens_q) - 1;
+    for (next = i + 1; next < step.num_logits && rows[next] == rows[next - 1] + 1 && rows[next] < step.cu_seqlens_q[s + 1];) ++next;
+    add(step.attention_wanted, s, rows[i], rows[next - 1] + 1, i);
+  }
+  for (auto* items : {&step.attention, &step.attention_wanted})
+    std::stable_sort(items->begin(), items->end(), [&](const Step::AttnItem& a, const Step::AttnItem& b) {
+      return keys_of(step, a.seq, a.token_end - 1) > keys_of(step, b.seq, b.token_end - 1);
+    });
 }
 
 void Program::make_scratch() {

@@ -70,8 +70,9 @@ struct Step {
   int num_embeddings = 0;
   const int32_t *logits_rows;             // [L]
 
-  struct AttnItem { int seq, kv_head, token_begin, token_end, head_begin, head_end; };
-  std::vector<AttnItem> attention;        // longest first
+  struct AttnItem { int seq, kv_head, token_begin, token_end, head_begin, head_end, out_row; };
+  std::vector<AttnItem> attention;        // of all tokens, longest first
+  std::vector<AttnItem> attention_wanted;  // of those in logits_rows
   std::vector<float> rope;                // [T][rotary_dim / 2][cos, sin]
 };
 
@@ -115,7 +116,8 @@ class Program {
   void set_attention(RopeConfig rope, std::shared_ptr<KvCache> cache, int num_heads);
   // Rotate q and k of the fused rows [q | k | v], scale q, write k and v into the cache of `layer`.
   void rope_cache(int qkv, int layer);
-  void attention(int qkv, int layer, int out);
+  // only_wanted: of the rows in Step::logits_rows alone, one after the other in `out`.
+  void attention(int qkv, int layer, int out, bool only_wanted);
   // Instead of set_attention, rope_cache and attention, where every row of the one sequence sees every other:
   // whole-number attention over packed copies (full_attention.h). As many heads of keys as of queries.
   void set_full_attention(RopeConfig rope, int num_heads);

@@ -158,7 +158,8 @@ class Program:
 
     def rope_cache(self, qkv: int, layer: int) -> None: ...
 
-    def attention(self, qkv: int, layer: int, out: int) -> None: ...
+    def attention(self, qkv: int, layer: int, out: int, only_wanted: bool = False) -> None:
+        """only_wanted: of the rows of logits_rows, which lie gathered in out."""
 
     def set_full_attention(self, num_heads: int, rotary_dim: int, interleaved: bool, sections: tuple[int, int, int], head_dim: int, inv_freq: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None: ...
 

@@ -159,9 +159,12 @@ def build_text_program(
             program.norm(x, normed, layer.attn_norm, eps, branch=branch, post_weight=pending)
         program.linear(normed, layer.qkv, qkv, biases=layer.qkv_bias, name="qkv")
         program.rope_cache(qkv, index)
-        program.attention(qkv, index, heads)
-        if index == config.num_hidden_layers - 1:  # nobody reads what follows of the other tokens
-            x, heads = _wanted_rows(program, x, hidden), _wanted_rows(program, heads, q_width)
+        is_last = index == config.num_hidden_layers - 1
+        program.attention(qkv, index, heads, only_wanted=is_last)
+        if is_last:  # of the other tokens nobody reads more than keys and values
+            wanted = program.buffer(hidden)
+            program.gather(x, wanted)
+            x = wanted
         attended = activations.get("attended", q_width, [layer.attn_output])
         program.quantize(heads, attended)
         program.linear(attended, [layer.attn_output], branch if sandwich else x, accumulate=not sandwich, name="o_proj")
@@ -184,13 +187,6 @@ def build_text_program(
     reader.ignore(f"blk.{config.num_hidden_layers}.")  # multi-token-prediction layers of GLM-4.5 style files
     reader.finish()
     return program
-
-
-def _wanted_rows(program: Program, buffer: int, width: int) -> int:
-    """The rows of a buffer whose logits are wanted; all that follows is computed for these alone."""
-    wanted: int = program.buffer(width)
-    program.gather(buffer, wanted)
-    return wanted
 
 
 def _build_head(
