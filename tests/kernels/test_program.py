@@ -252,6 +252,20 @@ def test_attention_is_batch_and_chunk_invariant(runtime: kernels.Runtime, cache_
     np.testing.assert_array_equal(both[:50], whole)
 
 
+@pytest.mark.parametrize("wanted", [[36], [0, 36, 37, 54], [3, 4, 5, 36, 38, 39, 40, 41], list(range(55)), []])
+def test_attention_of_the_wanted_rows_alone(runtime: kernels.Runtime, wanted: list[int]) -> None:
+    """Gathered in their order, the same bits as of all rows; one of the sequences brings no token."""
+    rng = np.random.default_rng(9)
+    paged = PagedAttention(runtime, **SHAPES["glm4"])
+    some = paged.program.buffer(32 * 128)
+    paged.program.attention(paged.qkv, 0, some, only_wanted=True)
+    arrays = ragged_step([0, 0, 0, 0], [37, 0, 1, 17], np.arange(12).reshape(4, 3))
+    rows = rng.normal(0, 1, (55, paged.width)).astype(np.float32)
+    paged.program.view(paged.qkv)[:55] = rows
+    run(paged.program, 55, logits_rows=np.array(wanted, np.int32), **arrays)
+    np.testing.assert_array_equal(paged.program.view(some)[: len(wanted)], paged.program.view(paged.out)[wanted])
+
+
 def test_stale_cache_is_never_seen(runtime: kernels.Runtime) -> None:
     """Slots past the context hold NaN from an earlier owner of the block; the answer must not."""
     paged = PagedAttention(runtime, **SHAPES["llama"])
