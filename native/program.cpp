@@ -411,12 +411,23 @@ void Program::note(Op& op, double took, bool is_done) {
   p.work.float_macs += work.float_macs;
 }
 
+// What fits the operation before that is like the next one, in the layer below; the least if there is none.
+int Program::first_slice() const {
+  const Op& op = *ops_[next_op_];
+  for (size_t i = next_op_; i-- > 0;) {
+    const Op& before = *ops_[i];
+    if (before.profile.rows == op.profile.rows && before.profile.cols == op.profile.cols && !std::strcmp(before.name(), op.name()))
+      return before.fitted_slice;
+  }
+  return op.least_slice(*this);
+}
+
 bool Program::advance(double seconds) {
   const bool whole = std::isinf(seconds), timed = profiling_ || !whole;
   const auto started = Clock::now();
   while (next_op_ < ops_.size()) {
     Op& op = *ops_[next_op_];
-    if (!op.fitted_slice) op.fitted_slice = op.least_slice(*this);
+    if (!op.fitted_slice) op.fitted_slice = first_slice();
     const int count = op.count(step_), end = whole ? count : std::min(count, next_row_ + op.fitted_slice);
     if (end > next_row_) {
       const auto before = timed ? Clock::now() : started;

@@ -154,6 +154,7 @@ class Program {
   Activation& act(int i);
   uint8_t* scratch(int thread) { return scratch_.data() + (size_t)thread * scratch_bytes_; }
   void plan_attention(Step& step) const;
+  int first_slice() const;
   void plan_rope(Step& step) const;
   void make_scratch();
   template <class F> void parallel_for(int count, const F& f);

@@ -27,7 +27,7 @@ class EncoderQueue:
         self._asked: set[bytes] = set()
         self._errors: OrderedDict[bytes, Exception] = OrderedDict()
         self._seconds: OrderedDict[bytes, float] = OrderedDict()
-        self._current: tuple[MediaJob, Generator[None, None, Encoded]] | None = None
+        self._current: tuple[MediaJob, Generator[None, float | None, Encoded]] | None = None
 
     def has_work(self) -> bool:
         return self._current is not None or bool(self._waiting)
@@ -64,7 +64,9 @@ class EncoderQueue:
         try:
             if self._current is None:
                 self._current = job, job.encode(slice_s)
-            next(self._current[1])
+                next(self._current[1])
+            else:
+                self._current[1].send(slice_s)
         except StopIteration as end:
             self._finish(job)
             self._keep(job, end.value)

@@ -307,9 +307,10 @@ class Engine:
 
     def _encode(self, started_s: float) -> None:
         """Slices between two steps: a share for each who waits while others are being served, more while nobody is."""
-        room_s = ENCODE_ALONE_S
-        if self.scheduler.running:
-            room_s = max(ENCODE_SLICE_S, self.speed.decode_s / 2) * self.scheduler.num_shares
+        if not self.scheduler.running:
+            self.encoders.advance(ENCODE_ALONE_S)
+            return
+        room_s = max(ENCODE_SLICE_S, self.speed.decode_s / 2) * self.scheduler.num_shares
         while self.encoders.has_work():
             self.encoders.advance(ENCODE_SLICE_S)
             if time.monotonic() - started_s + ENCODE_SLICE_S / 2 > room_s:

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Embeddings = NDArray[np.float32]
-# Gives way between slices of work; its value is the embeddings.
-Encoding = Generator[None, None, Embeddings]
+# Gives way between slices of work, is sent how long the next may take; its value is the embeddings.
+Encoding = Generator[None, float | None, Embeddings]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class MediaJob:
 
     key: bytes
     spans: tuple[MediaSpan, ...]
-    encode: Callable[[float], Generator[None, None, Encoded]]
+    encode: Callable[[float], Generator[None, float | None, Encoded]]
 
 
 class PromptMedia:

@@ -41,13 +41,13 @@ def start_whole(program: Program, num_rows: int, positions: NDArray[np.int32] | 
     )
 
 
-def run_slices(program: Program, slice_s: float = math.inf) -> Generator[None, None, None]:
-    """Run a started program to its end, giving way after every slice_s seconds."""
+def run_slices(program: Program, slice_s: float = math.inf) -> Generator[None, float | None, None]:
+    """Run a started program to its end, giving way after every slice_s seconds, or what was sent instead."""
     while not program.advance(slice_s):
-        yield
+        slice_s = (yield) or slice_s
 
 
-def beside(work: Callable[[], Result], slice_s: float) -> Generator[None, None, Result]:
+def beside(work: Callable[[], Result], slice_s: float) -> Generator[None, float | None, Result]:
     """Do work that has no slices of its own on another thread, giving way after every slice_s seconds until it is done.
 
     It should spend its time where the interpreter's lock is free: in Pillow, NumPy and the kernels.
@@ -56,7 +56,7 @@ def beside(work: Callable[[], Result], slice_s: float) -> Generator[None, None, 
     future = thread.submit(work)
     thread.shutdown(wait=False)  # nobody waits for the work of an encoding that is given up
     while not wait([future], None if math.isinf(slice_s) else slice_s).done:
-        yield
+        slice_s = (yield) or slice_s
     return future.result()
 
 

@@ -179,7 +179,7 @@ class Multimodal:
         vision = self._glm4v
         assert vision is not None
 
-        def encode(slice_s: float) -> Generator[None, None, Encoded]:
+        def encode(slice_s: float) -> Generator[None, float | None, Encoded]:
             patches = partial(pixel_values, picture.rgb, PatchGrid(size.width, size.height))
             return Encoded((yield from vision.encode(patches, size.rows * 2, size.columns * 2, slice_s)))
 
@@ -212,7 +212,7 @@ class Multimodal:
             turn.words.tobytes(),
         )
 
-        def encode(slice_s: float) -> Generator[None, None, Encoded]:
+        def encode(slice_s: float) -> Generator[None, float | None, Encoded]:
             tokens: dict[str, list[NDArray[np.float32]]] = {"vision": [], "audio": []}
             for picture, size, _ in turn.pictures:
                 tokens["vision"].append((yield from self._see(picture, size, slice_s)))
