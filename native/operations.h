@@ -12,7 +12,7 @@
 namespace autoglm {
 
 // Rows handled per visit of a weight panel, at most: activations of a chunk and the panels' accumulators stay in L2.
-constexpr int kRowBlock = 258;  // a multiple of every tile's rows
+constexpr int kRowBlock = 516;  // a multiple of every tile's rows
 // Panels that take turns at a chunk of so many rows: fewer readings of the activations, longer pieces of a row written.
 constexpr int kPanelGroup = 8, kGroupRows = 64;
 // Rows a step that is run in slices does between two looks at the clock, at most.
@@ -34,7 +34,7 @@ void for_row_blocks(int first, int end, const F& f) {
 // Panels a piece of work takes of n rows and so many panels in all: fewer where threads would have nothing to do.
 inline int panel_group(int n, int panels, int threads) {
   int group = n >= kGroupRows ? kPanelGroup : 1;
-  while (group > 1 && panels < 4 * group * threads) group /= 2;
+  while (group > 1 && panels < 2 * group * threads) group /= 2;
   return group;
 }
 
