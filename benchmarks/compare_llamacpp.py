@@ -286,7 +286,12 @@ def run(load: Workload, threads: int, repeats: int, with_onednn: bool) -> dict[s
         "target_limits": TARGET_LIMITS[load.name],
         "limits": {
             "samples": bounds,
-            **shares(load.path, alone, medians[peer["decode"]]["decode"], bounds),
+            **shares(
+                load.path,
+                alone["prefill"],
+                {"autoglm": samples["autoglm"]["decode"], "llama.cpp": samples[peer["decode"]]["decode"]},
+                bounds,
+            ),
         },
         "memory": measure_memory(load, threads),
     }

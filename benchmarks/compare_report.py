@@ -69,15 +69,15 @@ def table(results: dict[str, Any]) -> str:
 def limit_lines(name: str, result: dict[str, Any]) -> list[str]:
     """Decode beside the memory's bandwidth, products beside oneDNN's, memory beside file + KV; with the targets."""
     limits, memory, targets = result["limits"], result["memory"], result["target_limits"]
-    median, share = limits["median"], limits["decode_share_of_bandwidth"]
+    limit, share = limits["limit"], limits["decode_share_of_bandwidth"]
     lines = [
         f"{name}: decode reads {limits['decode_gb_s']['autoglm']:.1f} GB/s of weights, {share['autoglm']:.0%} of the "
-        f"memory's {median['memory_gb_s']:.1f}; llama.cpp {share['llama.cpp']:.0%}{wanted(targets, 'bandwidth')}"
+        f"memory's {limit['memory_gb_s']:.1f}; llama.cpp {share['llama.cpp']:.0%}{wanted(targets, 'bandwidth')}"
     ]
     if "products_share_of_onednn" in limits:
         lines.append(
-            f"{name}: a layer's products at {result['prefill_tokens']} rows {median['products_autoglm_gmac_s']:.0f} "
-            f"GMAC/s, {limits['products_share_of_onednn']:.0%} of oneDNN's {median['products_onednn_gmac_s']:.0f}"
+            f"{name}: a layer's products at {result['prefill_tokens']} rows {limit['products_autoglm_gmac_s']:.0f} "
+            f"GMAC/s, {limits['products_share_of_onednn']:.0%} of oneDNN's {limit['products_onednn_gmac_s']:.0f}"
             f"{wanted(targets, 'onednn')}; prefill as a whole {limits['prefill_share_of_onednn']:.0%}"
         )
     peaks = ", ".join(f"{e} {gigabytes(memory[e]['peak_bytes'])}" for e in ("autoglm", "llama.cpp", "llama.cpp flash"))
@@ -107,7 +107,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
             panels.append((pair, f"{name} {phase.replace('_', ' ')}\n{result['ratio'][phase]:.2f} times", "tokens/s"))
         if name == "glm4":
             rates = limits["decode_gb_s"]
-            title = f"{name} decode, read of the\nmemory's {limits['median']['memory_gb_s']:.0f} GB/s"
+            title = f"{name} decode, read of the\nmemory's {limits['limit']['memory_gb_s']:.0f} GB/s"
             panels.append(([rates["llama.cpp"], rates["autoglm"]], title, "GB/s"))
         memory = result["memory"]
         peaks = [memory[engine]["peak_bytes"] for engine in ("llama.cpp flash", "autoglm")]
@@ -186,20 +186,20 @@ def markdown(results: dict[str, Any], language: int) -> str:
 def limit_rows(result: dict[str, Any], language: int) -> list[str]:
     """Rows of the README's table that are not tokens a second."""
     limits, memory = result["limits"], result["memory"]
-    median, share, rows = limits["median"], limits["decode_share_of_bandwidth"], []
+    limit, share, rows = limits["limit"], limits["decode_share_of_bandwidth"], []
     if "bandwidth" in result["target_limits"]:
         text = (
-            "its decode's reading of weights, of the memory's {:.0f} GB/s",
-            "其解码读取权重的速度,占内存带宽({:.0f} GB/秒)",
+            "its fastest decode's reading of weights, of the memory's fastest ({:.0f} GB/s)",
+            "其最快的解码读取权重的速度,占内存最快带宽({:.0f} GB/秒)",
         )[language]
-        rows.append(f"| {text.format(median['memory_gb_s'])} | {share['llama.cpp']:.0%} | {share['autoglm']:.0%} | |")
+        rows.append(f"| {text.format(limit['memory_gb_s'])} | {share['llama.cpp']:.0%} | {share['autoglm']:.0%} | |")
     if "products_share_of_onednn" in limits:
         text = (
             "a layer's matrix products at 512 rows, of oneDNN's int8 ({:.0f} GMAC/s)",
             "512 行时一层的矩阵乘法,占 oneDNN int8({:.0f} GMAC/秒)",
         )[language]
         rows.append(
-            f"| {text.format(median['products_onednn_gmac_s'])} | | {limits['products_share_of_onednn']:.0%} | |"
+            f"| {text.format(limit['products_onednn_gmac_s'])} | | {limits['products_share_of_onednn']:.0%} | |"
         )
     text = ("peak memory with {:,} tokens; file + KV {}", "{:,} 个 token 时的内存峰值;文件加 KV 为 {}")[language]
     text = text.format(memory["context_tokens"], gigabytes(memory["file_bytes"] + memory["kv_bytes"]))

@@ -52,16 +52,22 @@ def product_macs(path: Path) -> int:
     return sum(t.shape[0] * t.shape[1] for t in layers if not t.name.startswith(ends))
 
 
-def shares(model: Path, rates: dict[str, float], peer_decode: float, bounds: dict[str, list[float]]) -> dict[str, Any]:
+def shares(
+    model: Path, prefill: float, decode: dict[str, list[float]], bounds: dict[str, list[float]]
+) -> dict[str, Any]:
     """How near decode comes to the memory's read bandwidth, and products and whole prefill to oneDNN's products.
 
-    rates  our tokens a second by phase, peer_decode llama.cpp's of decode, bounds samples of measure_limits
+    A shared machine's memory may change its speed from second to second, so the fastest decode of an engine is held
+    against the fastest reading: a share of the median could come out above all of it.
+
+    prefill  our median in tokens a second, decode samples of each engine, bounds samples of measure_limits
     """
     limit = {name: statistics.median(values) for name, values in bounds.items()}
+    limit["memory_gb_s"] = max(bounds["memory_gb_s"])
     weights = streamed_bytes(model)
-    read = {"autoglm": rates["decode"] * weights / 1e9, "llama.cpp": peer_decode * weights / 1e9}
+    read = {engine: max(rates) * weights / 1e9 for engine, rates in decode.items()}
     found: dict[str, Any] = {
-        "median": limit,
+        "limit": limit,
         "decode_weight_bytes": weights,
         "decode_gb_s": read,
         "decode_share_of_bandwidth": {engine: rate / limit["memory_gb_s"] for engine, rate in read.items()},
@@ -69,5 +75,5 @@ def shares(model: Path, rates: dict[str, float], peer_decode: float, bounds: dic
     if "products_onednn_gmac_s" in limit:
         onednn = limit["products_onednn_gmac_s"]
         found["products_share_of_onednn"] = limit["products_autoglm_gmac_s"] / onednn
-        found["prefill_share_of_onednn"] = rates["prefill"] * product_macs(model) / 1e9 / onednn
+        found["prefill_share_of_onednn"] = prefill * product_macs(model) / 1e9 / onednn
     return found

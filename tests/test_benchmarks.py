@@ -91,7 +91,7 @@ def results() -> dict[str, Any]:
                 "target_ratio": {"prefill": 4.0},
                 "target_limits": {"bandwidth": 0.9, "onednn": 0.75},
                 "limits": {
-                    "median": {"memory_gb_s": 55.0, "products_autoglm_gmac_s": 390.0, "products_onednn_gmac_s": 500.0},
+                    "limit": {"memory_gb_s": 55.0, "products_autoglm_gmac_s": 390.0, "products_onednn_gmac_s": 500.0},
                     "decode_gb_s": {"autoglm": 48.0, "llama.cpp": 31.0},
                     "decode_share_of_bandwidth": {"autoglm": 0.873, "llama.cpp": 0.564},
                     "products_share_of_onednn": 0.78,
