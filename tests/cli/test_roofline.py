@@ -75,7 +75,7 @@ def test_the_parts_add_up(results: dict[str, Any]) -> None:
 
 def test_work_is_that_of_the_files_matrices(results: dict[str, Any], tiny_llama: TinyModel) -> None:
     """Every weight is read once a step and multiplied with every token; with each sequence's last token alone the
-    vocabulary and what follows the last layer's attention."""
+    vocabulary, the last layer's attention and what follows it."""
     layers_bytes = layers_macs = last_macs = head_bytes = head_macs = 0
     last_layer = f"blk.{TINY_LLAMA.num_hidden_layers - 1}."
     table_row_bytes = 4 * TINY_LLAMA.hidden_size  # F32
@@ -97,10 +97,10 @@ def test_work_is_that_of_the_files_matrices(results: dict[str, Any], tiny_llama:
             else:
                 layers_macs += rows * cols
     shape, num_layers = TINY_LLAMA, TINY_LLAMA.num_hidden_layers
-    per_key = 2 * shape.num_attention_heads * shape.head_dim * num_layers
+    per_key = 2 * shape.num_attention_heads * shape.head_dim
     for step in results["steps"]:
         num_tokens, context, num_seqs = step["num_tokens"], step["context"], step["num_seqs"]
-        keys_seen = sum(context - i for i in range(num_tokens))
+        keys_seen = (num_layers - 1) * sum(context - i for i in range(num_tokens)) + context
         blocks_bytes = -(-context // 16) * 16 * 2 * 2 * shape.num_key_value_heads * shape.head_dim * num_layers
         macs, num_bytes = Counter[str](), Counter[str]()
         for row in step["operations"]:
