@@ -70,7 +70,7 @@ class ModelConfig:
         )
 
 
-KV_CACHE_TYPES = ("f32", "f16", "q8_0")
+KV_CACHE_TYPES = ("f32", "f16", "i16", "q8_0")
 # Prefill gains nothing from longer steps (the kernels block rows by 512), and people wait behind them.
 DEFAULT_BATCHED_TOKENS = 512
 
@@ -85,8 +85,8 @@ class EngineConfig:
     max_waiting: int = 256  # queue length before 429
     num_kv_blocks: int | None = None
     block_size: int = 16  # tokens a KV block holds; the attention kernel is built for 16
-    cache_type_k: str = "f16"
-    cache_type_v: str = "f16"
+    cache_type_k: str = "i16"
+    cache_type_v: str = "i16"
     num_threads: int | None = None
     enable_prefix_caching: bool = True
     draft_max: int = 15  # tokens one step may draft for a sequence, as many as pay; 0: none

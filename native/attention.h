@@ -6,22 +6,31 @@
 
 namespace {
 
-inline float span_scale(const float* x, int n) {
-  float top = 0;
+inline float span_scale(const float* x, int n) {  // NaN if one is not finite
+  float top = 0, bad = 0;
   for (int i = 0; i < n; ++i) {
     const float a = fabsf(x[i]);
     top = a > top ? a : top;
+    bad += 0 * a;
   }
-  return top / 127.0f;
+  return top / 127.0f + bad;
 }
 
 inline int8_t to_int8(float x, float scale) { return scale > 0 ? (int8_t)rintf(x / scale) : 0; }
 
+inline uint8_t* key_block(const KvLayer& L, int block, int head) {
+  return L.k + ((size_t)block * L.num_kv_heads + head) * L.k_bytes;
+}
+inline uint8_t* value_block(const KvLayer& L, int block, int head) {
+  return L.v + ((size_t)block * L.num_kv_heads + head) * L.v_bytes;
+}
+
 void kv_write(const KvLayer& L, int block, int offset, int head, const float* key, const float* value) {
-  uint8_t* kb = L.k + ((size_t)block * L.num_kv_heads + head) * L.k_bytes;
-  uint8_t* vbase = L.v + ((size_t)block * L.num_kv_heads + head) * L.v_bytes;
+  uint8_t *kb = key_block(L, block, head), *vbase = value_block(L, block, head);
   const int group = L.head_dim < 32 ? L.head_dim : 32;
-  if (L.k_type == KvType::F32) {
+  if (L.k_type == KvType::I16) {
+    write_i16_key(kb, offset, key, L.head_dim);
+  } else if (L.k_type == KvType::F32) {
     for (int d = 0; d < L.head_dim; ++d) ((float*)kb)[d * kKvBlock + offset] = key[d];
   } else if (L.k_type == KvType::F16) {
     uint16_t* k = (uint16_t*)kb + offset;
@@ -40,7 +49,9 @@ void kv_write(const KvLayer& L, int block, int offset, int head, const float* ke
       for (int i = 0; i < n; ++i) k[(d + i) * kKvBlock] = to_int8(key[d + i], scale);
     }
   }
-  if (L.v_type == KvType::F32) {
+  if (L.v_type == KvType::I16) {
+    write_i16_value(vbase, offset, value, L.head_dim);
+  } else if (L.v_type == KvType::F32) {
     memcpy((float*)vbase + (size_t)offset * L.head_dim_pad, value, sizeof(float) * (size_t)L.head_dim);
   } else if (L.v_type == KvType::F16) {
     uint16_t* v = (uint16_t*)vbase + (size_t)offset * L.head_dim_pad;
@@ -59,7 +70,7 @@ void kv_write(const KvLayer& L, int block, int offset, int head, const float* ke
 
 // Keys of one block as floats [head_dim][16], values as floats [16][head_dim_pad]: where they lie, or in `room`.
 inline const float* load_keys(const KvLayer& L, int block, int head, float* room) {
-  const uint8_t* p = L.k + ((size_t)block * L.num_kv_heads + head) * L.k_bytes;
+  const uint8_t* p = key_block(L, block, head);
   if (L.k_type == KvType::F32) return (const float*)p;
   if (L.k_type == KvType::F16) {
     for (int d = 0; d < L.head_dim; ++d) vf_store(room + 16 * d, vf_load_f16((const uint16_t*)p + 16 * d));
@@ -73,7 +84,7 @@ inline const float* load_keys(const KvLayer& L, int block, int head, float* room
 }
 
 inline const float* load_values(const KvLayer& L, int block, int head, int keys, float* room) {
-  const uint8_t* p = L.v + ((size_t)block * L.num_kv_heads + head) * L.v_bytes;
+  const uint8_t* p = value_block(L, block, head);
   const int w = L.head_dim_pad;
   if (L.v_type == KvType::F32) return (const float*)p;
   if (L.v_type == KvType::F16) {
@@ -90,18 +101,9 @@ inline const float* load_values(const KvLayer& L, int block, int head, int keys,
 }
 
 inline void prefetch_block(const KvLayer& L, int block, int head) {
-  const size_t at = (size_t)block * L.num_kv_heads + head;
-  for (size_t i = 0; i < L.k_bytes; i += 64) prefetch(L.k + at * L.k_bytes + i);
-  for (size_t i = 0; i < L.v_bytes; i += 64) prefetch(L.v + at * L.v_bytes + i);
+  for (size_t i = 0; i < L.k_bytes; i += 64) prefetch(key_block(L, block, head) + i);
+  for (size_t i = 0; i < L.v_bytes; i += 64) prefetch(value_block(L, block, head) + i);
 }
-
-alignas(64) const float kValid[32] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-alignas(64) const float kCap[32] = {
-    INFINITY, INFINITY, INFINITY, INFINITY, INFINITY, INFINITY, INFINITY, INFINITY, INFINITY, INFINITY, INFINITY,
-    INFINITY, INFINITY, INFINITY, INFINITY, INFINITY, -1e30f, -1e30f, -1e30f, -1e30f, -1e30f, -1e30f, -1e30f, -1e30f,
-    -1e30f, -1e30f, -1e30f, -1e30f, -1e30f, -1e30f, -1e30f, -1e30f};
-
-constexpr int kPair = 2;   // blocks whose scores, and then values, are computed together
 
 // Scores of R rows against the 16 keys of each of B blocks: even and odd dims in two chains.
 //   q[r]  [dim], k[b]  [dim][16], s  row r and block b at s + r * kAttnKeys + b * 16
@@ -194,12 +196,6 @@ inline void add_values(const float* p, const float* const* v, int w, int keys, i
     for (int r = first; r < last; ++r) weighted_values<1, 1>(p + kAttnKeys * r, v, d, w, keys, acc + r * w + d);
 }
 
-inline void scale_row(float* x, int n, float k) {
-  for (int i = 0; i < n; i += 16) vf_store(x + i, vf_mul(vf_load(x + i), vf_set1(k)));
-}
-
-inline int clamp_keys(int n, int most) { return n < 0 ? 0 : n < most ? n : most; }
-
 // Turns one row's scores of up to kAttnKeys keys into weights; rescales what was summed when the maximum rises.
 inline void softmax_step(float* s, int keys, float* top, float* sum, float* acc, int w) {
   const int vectors = (keys + 15) / 16;
@@ -210,16 +206,7 @@ inline void softmax_step(float* s, int keys, float* top, float* sum, float* acc,
     vf_store(s + 16 * i, x);
     m = vf_max(x, m);
   }
-  const float highest = vf_reduce_max(m);
-  if (highest > *top) {
-    if (*top > -INFINITY) {
-      float e[16];
-      vf_store(e, vf_exp(vf_set1(*top - highest)));
-      vf_store(sum, vf_mul(vf_load(sum), vf_set1(e[0])));
-      scale_row(acc, w, e[0]);
-    }
-    *top = highest;
-  }
+  raise_top(vf_reduce_max(m), top, sum, acc, w);
   const vf shift = vf_set1(*top);
   vf total = vf_load(sum);
   for (int i = 0; i < vectors; ++i) {
@@ -237,6 +224,9 @@ struct AttnScratch {
   float* s;      // scores, then weights [rows][kAttnKeys]
   float* sum;    // running sums in 16 lanes [rows][16]
   float* top;    // running maximum [rows]
+  float* scale;  // of a cache of whole numbers: scales of a span's values [kAttnKeys],
+  int16_t *q, *p;        // queries [rows][head_dim], weights [rows][kAttnKeys],
+  float *q_scale, *step;  // and their scales and steps [rows]
 };
 
 inline AttnScratch carve_attention(uint8_t* p) {
@@ -246,6 +236,11 @@ inline AttnScratch carve_attention(uint8_t* p) {
   x.s = x.acc + kAttnRows * kMaxHeadDim;
   x.sum = x.s + kAttnRows * kAttnKeys;
   x.top = x.sum + kAttnRows * 16;
+  x.scale = x.top + kAttnRows;
+  x.q_scale = x.scale + kAttnKeys;
+  x.step = x.q_scale + kAttnRows;
+  x.q = (int16_t*)(x.step + kAttnRows);
+  x.p = x.q + kAttnRows * kMaxHeadDim;
   return x;
 }
 
@@ -256,6 +251,7 @@ void attention(const KvLayer& L, const AttnTile& t, uint8_t* scratch) {
     memset(x.acc + r * w, 0, sizeof(float) * (size_t)w);
     vf_store(x.sum + 16 * r, vf_zero());
     x.top[r] = -INFINITY;
+    if (L.k_type == KvType::I16) x.q_scale[r] = round_to_length(t.q[r], dim, x.q + r * dim);
   }
   const int longest = t.limit[t.rows - 1];  // rows come in order of position
   for (int start = 0; start < longest; start += kAttnKeys) {
@@ -266,16 +262,36 @@ void attention(const KvLayer& L, const AttnTile& t, uint8_t* scratch) {
     const bool more = longest > start + kAttnKeys;
     for (int b = 0; b < blocks; b += kPair) {
       const int count = blocks - b < kPair ? 1 : kPair;
-      const float* keys[kPair];
-      for (int i = 0; i < count; ++i) {
+      for (int i = 0; i < count; ++i)
         if (b + i + 1 < blocks || more) prefetch_block(L, table[b + i + 1], t.kv_head);
-        keys[i] = load_keys(L, table[b + i], t.kv_head, x.block + i * kKvBlock * kMaxHeadDim);
+      if (L.k_type == KvType::I16) {
+        const uint8_t* keys[kPair];
+        for (int i = 0; i < kPair; ++i) keys[i] = key_block(L, table[b + (i < count ? i : 0)], t.kv_head);
+        for_tiles(t.rows - first, RunI16Scores{x.q + first * dim, x.q_scale + first, dim, keys,
+                                               x.s + kAttnKeys * first + kKvBlock * b});
+        continue;
       }
+      const float* keys[kPair];
+      for (int i = 0; i < count; ++i) keys[i] = load_keys(L, table[b + i], t.kv_head, x.block + i * kKvBlock * kMaxHeadDim);
       for (int r = first / kScoreRows * kScoreRows; r < t.rows; r += kScoreRows) {
         float* s = x.s + kAttnKeys * r + kKvBlock * b;
         if (count == kPair) row_scores<kPair>(t.rows - r, t.q + r, keys, dim, s);
         else row_scores<1>(t.rows - r, t.q + r, keys, dim, s);
       }
+    }
+    if (L.v_type == KvType::I16) {
+      const uint8_t* values[kAttnKeys / kKvBlock];
+      for (int b = 0; b < blocks; ++b) {
+        values[b] = value_block(L, table[b], t.kv_head);
+        vf_store(x.scale + kKvBlock * b, vf_load(i16_scales(values[b], dim)));
+      }
+      for (int r = first; r < t.rows; ++r) {
+        const auto weigh = t.limit[r] - start >= kAttnKeys ? i16_softmax_step<true> : i16_softmax_step<false>;
+        x.step[r] = weigh(x.s + kAttnKeys * r, x.scale, t.limit[r] - start, x.p + kAttnKeys * r, x.top + r, x.sum + 16 * r,
+                          x.acc + r * w, w);
+      }
+      for_tiles(t.rows - first, RunI16Values{x.p + kAttnKeys * first, x.step + first, dim, blocks, values, x.acc + first * w});
+      continue;
     }
     for (int r = first; r < t.rows; ++r)
       softmax_step(x.s + kAttnKeys * r, clamp_keys(t.limit[r] - start, kAttnKeys), x.top + r, x.sum + 16 * r, x.acc + r * w, w);

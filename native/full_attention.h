@@ -40,8 +40,6 @@ inline void hadamard(float* x, int n, int power) {
 }
 
 constexpr Lane kScoreLane = kQ8Unsigned ? Lane::Bytes : Lane::Q8;
-constexpr float kLog2E = 1.44269504f;
-constexpr float kExp2[4] = {0.69312216f, 0.24023711f, 0.05591611f, 0.00960079f};  // least maximum of the relative error
 constexpr float kValueSteps = 2047.0f, kWeightSteps = 16383.0f;  // 64 * 16383 * 2047 < 2^31
 
 // Dims of a head's values as they lie packed: whole panels.
@@ -100,18 +98,6 @@ void pack_heads(const FullHeads& H, int head, int span, const float* qkv, size_t
     int16_t* to = v + d / kPanelRows * kPanelRows * kAttnKeys + d % kPanelRows * 2;
     for (int r = 0; r < rows; r += 2) vi_store_pairs(to + r * kPanelRows, row(r), row(r + 1));
   }
-}
-
-// 2^x for x <= 0, relative error under 4e-6; from -32 down it stays at 2^-32.
-inline vf vf_exp2_down(vf x) {
-  x = vf_max(x, vf_set1(-32.0f));
-  const vi n = vi_round(x);
-  const vf r = vf_sub(x, vf_from_int(n));
-  vf p = vf_set1(kExp2[3]);
-  p = vf_fma(p, r, vf_set1(kExp2[2]));
-  p = vf_fma(p, r, vf_set1(kExp2[1]));
-  p = vf_fma(p, r, vf_set1(kExp2[0]));
-  return vf_scale2(vf_fma(p, r, vf_set1(1.0f)), n);
 }
 
 struct FullScratch {

@@ -64,7 +64,7 @@ struct ActView {
   float* f32;              // [capacity][stride] or null
 };
 
-enum class KvType { F32, F16, Q8 };
+enum class KvType { F32, F16, I16, Q8 };
 
 // One layer's paged cache. Keys lie transposed ([dim][16 keys]) so that a vector holds 16 keys.
 //   k  [num_blocks][num_kv_heads][k_bytes]: f32 or f16 [head_dim][16], or int8 [head_dim][16] + f32 scales [groups][16]
@@ -150,9 +150,11 @@ struct KernelTable {
 };
 
 constexpr size_t kGemmScratch = 8192 + 2048 + 2048 + 512;
-// Two blocks' keys or values as floats, then per row: query, accumulator, weights of a span, running sums, maximum.
+// Two blocks' keys or values as floats, then per row: accumulator, weights of a span, running sums, maximum; and for a
+// cache of whole numbers the span's scales and per row: query and weights in 16 bits, a step for each.
 constexpr size_t kAttnScratch =
-    sizeof(float) * (2 * kKvBlock * kMaxHeadDim + kAttnRows * (kMaxHeadDim + kAttnKeys + 16 + 1));
+    sizeof(float) * (2 * kKvBlock * kMaxHeadDim + kAttnRows * (kMaxHeadDim + kAttnKeys + 16 + 1)) +
+    sizeof(float) * kAttnKeys + kAttnRows * (sizeof(int16_t) * (kMaxHeadDim + kAttnKeys) + 2 * sizeof(float));
 
 // Per row: scores and weights of a span, accumulator, running sums, maximum.
 constexpr size_t kFullScratch = sizeof(float) * kFullRows * (kAttnKeys + kAttnKeys / 2 + kMaxHeadDim + 16 + 1);

@@ -4,6 +4,8 @@
 #include <math.h>
 #include <string.h>
 
+#include <algorithm>
+
 namespace {
 using namespace autoglm;
 #define AUTOGLM_INLINE inline __attribute__((always_inline))
@@ -14,6 +16,8 @@ using namespace autoglm;
 #include "gemm_direct.h"
 #include "gemm.h"
 #include "activations.h"
+#include "softmax.h"
+#include "attention_i16.h"
 #include "attention.h"
 #include "full_attention.h"
 #include "peaks.h"

@@ -45,7 +45,9 @@ size_t KvCache::block_bytes(int kv_heads, int head_dim, KvType k, KvType v) {
   const int groups = (head_dim + 31) / 32;
   const auto one = [&](KvType t) {
     const size_t cells = (size_t)head_dim * kKvBlock;
-    if (t != KvType::Q8) return (t == KvType::F32 ? 4 : 2) * cells;
+    if (t == KvType::F32) return 4 * cells;
+    if (t == KvType::F16) return 2 * cells;
+    if (t == KvType::I16) return 2 * cells + sizeof(float) * kKvBlock;
     return cells + sizeof(float) * (size_t)groups * kKvBlock;
   };
   return (size_t)kv_heads * (one(k) + one(v));

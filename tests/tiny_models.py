@@ -223,7 +223,7 @@ class TinyModel:
         positions         i32 [3, T] for M-RoPE; None = 0, 1, 2, ... on all axes
         activation_block  round the input of every linear layer to int8 with a scale per that many elements,
                           as a quantized engine does: an independent measure of that noise
-        cache_type        round keys and values as a cache of that type ("f16", "q8_0") does; None keeps float32
+        cache_type        round keys and values as a cache of that type ("f16", "i16", "q8_0") does; None keeps float32
         """
         ids = torch.tensor([list(token_ids)])
         where = torch.arange(ids.shape[1])[None]
@@ -254,7 +254,10 @@ def _register_rounded_attention(cache_type: str) -> str:
     """transformers' sdpa attention with keys and values rounded as our cache stores them."""
 
     def attention(module, query, key, value, mask, **options):  # type: ignore[no-untyped-def]
-        key, value = (torch.from_numpy(reference.round_kv(x.contiguous().numpy(), cache_type)) for x in (key, value))
+        key, value = (
+            torch.from_numpy(reference.round_kv(x.contiguous().numpy(), cache_type, part))
+            for x, part in ((key, "keys"), (value, "values"))
+        )
         return sdpa_attention_forward(module, query, key, value, mask, **options)
 
     name = f"rounded_{cache_type}"

@@ -9,6 +9,7 @@ scaled in float64, so that a difference to the native result is the native round
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -304,14 +305,19 @@ def rope(x: F32Array, angles: F64Array, *, interleaved: bool) -> F64Array:
     return out
 
 
-def round_kv(x: F32Array, cache_type: str) -> F32Array:
-    """Keys or values f32 [..., D] as a cache of type "f16" or "q8_0" gives them back.
+def round_kv(x: F32Array, cache_type: str, part: Literal["keys", "values"]) -> F32Array:
+    """Keys or values f32 [..., D] as a cache of type "f16", "i16" or "q8_0" gives them back.
 
-    q8_0 here: per token, head and 32 dims (fewer at the end), scale = max |x| / 127 kept in f32,
-    q = round_half_even(x / scale).
+    i16 and q8_0 here are q * scale, scale kept in f32 and q = round_half_even(x / scale). i16: a scale per token and
+    head, |x| / 32767 of keys (|x| their Euclidean length), max |x| / 8191 of values. q8_0: per token, head and 32 dims
+    (fewer at the end), max |x| / 127.
     """
     if cache_type == "f16":
         return x.astype(np.float16).astype(np.float32)
+    if cache_type == "i16":
+        size = np.linalg.norm(x, axis=-1, keepdims=True) if part == "keys" else np.abs(x).max(-1, keepdims=True)
+        step = (size / np.float32(32767 if part == "keys" else 8191)).astype(np.float32)
+        return np.asarray(np.rint(x / np.where(step > 0, step, np.float32(1))) * step, np.float32)
     width = x.shape[-1]
     group = min(32, width)
     groups = np.asarray(_padded(x.reshape(-1, width), group)).reshape(-1, group)

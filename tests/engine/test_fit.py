@@ -89,7 +89,7 @@ def test_given_pool_is_kept_or_refused() -> None:
     weights=st.integers(0, 40 * GB),
     seqs=st.integers(1, 64),
     ctx=st.none() | st.integers(1, 65536),
-    cache=st.sampled_from(["f16", "q8_0"]),
+    cache=st.sampled_from(["f16", "i16", "q8_0"]),
 )
 def test_whatever_is_fitted_stays_inside_the_memory(
     available: int, weights: int, seqs: int, ctx: int | None, cache: str

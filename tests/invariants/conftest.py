@@ -79,7 +79,7 @@ def native_rig(tiny_model: Callable[..., Any], kind: str, plan: str, cache_type:
     return Rig(f"{kind}-{plan}-{cache_type}", tokenizer.vocab_size, make)
 
 
-RIGS = ["fake", "glm4_mrope-F32-f16", "glm4_mrope-Q4_K-f16", "glm4-Q4_K-q8_0", "llama-Q5_K-f16"]
+RIGS = ["fake", "glm4_mrope-F32-f16", "glm4_mrope-Q4_K-f16", "glm4_mrope-Q4_K-i16", "glm4-Q4_K-q8_0", "llama-Q5_K-f16"]
 
 
 @pytest.fixture(params=RIGS)

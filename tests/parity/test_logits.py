@@ -16,6 +16,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from autoglm.config import EngineConfig
 from tests.parity.native import NativeModel
 from tests.tiny_models import (
     K_TYPES,
@@ -83,7 +84,7 @@ def test_quantized_weights(tiny_model: Make, kind: str, label: str) -> None:
 
 
 @kinds
-@pytest.mark.parametrize("cache_type", ["f16", "q8_0"])
+@pytest.mark.parametrize("cache_type", ["f16", "i16", "q8_0"])
 def test_chunks_decode_and_batch_give_the_same_bits(tiny_model: Make, kind: str, cache_type: str) -> None:
     model = make(tiny_model, kind, "Q4_K_M")
     native = NativeModel(model.path, cache_type=cache_type)
@@ -105,6 +106,19 @@ def test_chunks_decode_and_batch_give_the_same_bits(tiny_model: Make, kind: str,
     order = rng.permutation(len(pieces))
     results = native.step([pieces[i] for i in order])
     np.testing.assert_array_equal(results[int(np.flatnonzero(order == 0)[0])], whole)
+
+
+@kinds
+def test_whole_number_cache(tiny_model: Make, kind: str) -> None:
+    """The default type keeps the bounds of f16, and is nearer to float32 than f16 is."""
+    model = make(tiny_model, kind, "F32")
+    theirs = model.logits(TOKENS)
+    ours = NativeModel(model.path, cache_type=EngineConfig.cache_type_k).logits(TOKENS)
+    difference, half = np.abs(ours - theirs), np.abs(NativeModel(model.path, cache_type="f16").logits(TOKENS) - theirs)
+    assert difference.max() < min(1e-3, half.max()) and difference.mean() < half.mean()
+    assert_same_choice(ours, theirs, float(difference.max()))
+    rounded = np.abs(ours - model.logits(TOKENS, cache_type="i16"))
+    assert rounded.max() < 2e-4 and rounded.mean() < 2e-5, f"max {rounded.max():.2e}, mean {rounded.mean():.2e}"
 
 
 @kinds

@@ -1,0 +1,159 @@
+// Attention over a cache of whole numbers (KvType::I16): 16 bits a number as f16, one float scale a token and head.
+//
+// A key or query is rounded to steps of 1/32767 of its length, so that |q . k| < 2^31 for every number of dims and the
+// sum is exact (Cauchy-Schwarz); a value to 1/8191 of its largest magnitude. A span's weights, each with its value's
+// scale in it, are rounded to steps that keep the largest under 2^15 and the sum of weight times value under 2^31.
+// So keys lose no more than in f16 and values about as much, while a product of two pairs is one instruction and
+// nothing is turned into floats first. A row's steps do not depend on the rows beside it.
+#pragma once
+
+namespace {
+
+constexpr float kLengthSteps = 32767.0f, kCachedValueSteps = 8191.0f;
+constexpr float kWeightTop = 32767.0f, kWeightSum = 262000.0f;  // 8191 * (262000 + 64 / 2) < 2^31
+
+inline void round_i16(const float* x, int n, float inverse, int16_t* out) {
+  for (int d = 0; d < n; d += 16) vi_store_i16(out + d, vi_round(vf_mul(vf_load(x + d), vf_set1(inverse))));
+}
+
+// x [n] in steps of its length; returns the step, NaN if the length is not finite.
+inline float round_to_length(const float* x, int n, int16_t* out) {
+  vf sum = vf_zero();
+  for (int d = 0; d < n; d += 16) sum = vf_fma(vf_load(x + d), vf_load(x + d), sum);
+  const float length = sqrtf(vf_reduce_add(sum));
+  round_i16(x, n, kLengthSteps / (length + 1e-30f), out);
+  return (length + 0 * length) / kLengthSteps;
+}
+
+// A block's keys lie as [dim / 2][16 keys][2], its values as [dim / 16][8 key pairs][16 dims][2]; 16 scales follow.
+inline float* i16_scales(uint8_t* block, int dim) { return (float*)(block + sizeof(int16_t) * (size_t)dim * kKvBlock); }
+inline const float* i16_scales(const uint8_t* block, int dim) { return i16_scales((uint8_t*)block, dim); }
+
+inline void write_i16_key(uint8_t* block, int offset, const float* key, int dim) {
+  int16_t x[kMaxHeadDim];
+  i16_scales(block, dim)[offset] = round_to_length(key, dim, x);
+  for (int d = 0; d < dim; d += 2) memcpy(block + 2 * (d * kKvBlock + 2 * offset), x + d, 4);
+}
+
+inline void write_i16_value(uint8_t* block, int offset, const float* value, int dim) {
+  int16_t x[kMaxHeadDim];
+  const float top = max_abs(value, dim);
+  round_i16(value, dim, kCachedValueSteps / (top + 1e-30f), x);
+  i16_scales(block, dim)[offset] = top / kCachedValueSteps;
+  int16_t* v = (int16_t*)block + offset / 2 * 32 + offset % 2;
+  for (int d = 0; d < dim; d += 16)
+    for (int i = 0; i < 16; ++i) v[d * kKvBlock + 2 * i] = x[d + i];
+}
+
+template <int T, int R>
+AUTOGLM_INLINE void zero_tile(vi (&d)[T][R]) {
+  for (int t = 0; t < T; ++t)
+    for (int g = 0; g < R; ++g) d[t][g] = vi_zero();
+}
+
+// d[t][g] += dots of 16 numbers of each row x[t] with 16 lanes of w[g], which lie as [8 pairs][16 lanes][2].
+template <int T, int R>
+AUTOGLM_INLINE void i16_dots(const uint8_t* const (&w)[R], const int16_t* const (&x)[T], vi (&d)[T][R]) {
+#pragma GCC unroll 8
+  for (int k = 0; k < 8; ++k) {
+    vb y[R];
+#pragma GCC unroll 2
+    for (int g = 0; g < R; ++g) y[g] = vb_load(w[g] + k * kVec);
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) {
+      const Quad a = quad_load((const int8_t*)(x[t] + 2 * k));
+#pragma GCC unroll 2
+      for (int g = 0; g < R; ++g) d[t][g] = dot2(d[t][g], y[g], a);
+    }
+  }
+}
+
+// Scores of T queries against two blocks of keys.
+struct RunI16Scores {
+  const int16_t* q; const float* q_scale; int dim; const uint8_t* const* blocks; float* s;
+  template <int T> void run(int t0) const {
+    for (int first = 0; first < kPair; first += kTileR) {
+      const int16_t* x[T];
+      const uint8_t* w[kTileR];
+      vi d[T][kTileR];
+      for (int t = 0; t < T; ++t) x[t] = q + (t0 + t) * dim;
+      for (int g = 0; g < kTileR; ++g) w[g] = blocks[first + g];
+      zero_tile(d);
+      for (int c = 0; c < dim; c += 16) {
+        i16_dots<T, kTileR>(w, x, d);
+        for (int t = 0; t < T; ++t) x[t] += 16;
+        for (int g = 0; g < kTileR; ++g) w[g] += 8 * kVec;
+      }
+      for (int g = 0; g < kTileR; ++g) {
+        const vf scale = vf_load((const float*)w[g]);  // the keys' scales follow them
+        for (int t = 0; t < T; ++t)
+          vf_store(s + (t0 + t) * kAttnKeys + 16 * (first + g),
+                   vf_mul(vf_from_int(d[t][g]), vf_mul(scale, vf_set1(q_scale[t0 + t]))));
+      }
+    }
+  }
+};
+
+// acc += step * sum over the blocks of a span of weight * value for T rows.
+struct RunI16Values {
+  const int16_t* p; const float* step; int dim, num_blocks; const uint8_t* const* blocks; float* acc;
+  template <int T, int R> void columns(int t0, int column) const {
+    const int16_t* x[T];
+    vi d[T][R];
+    for (int t = 0; t < T; ++t) x[t] = p + (t0 + t) * kAttnKeys;
+    zero_tile(d);
+    for (int b = 0; b < num_blocks; ++b) {
+      const uint8_t* w[R];
+      for (int g = 0; g < R; ++g) w[g] = blocks[b] + (column / 16 + g) * 8 * kVec;
+      i16_dots<T, R>(w, x, d);
+      for (int t = 0; t < T; ++t) x[t] += kKvBlock;
+    }
+    for (int t = 0; t < T; ++t)
+      for (int g = 0; g < R; ++g) {
+        float* a = acc + (t0 + t) * dim + column + 16 * g;
+        vf_store(a, vf_fma(vf_from_int(d[t][g]), vf_set1(step[t0 + t]), vf_load(a)));
+      }
+  }
+  template <int T> void run(int t0) const {
+    int column = 0;
+    for (; column + 16 * kTileR <= dim; column += 16 * kTileR) columns<T, kTileR>(t0, column);
+    for (; column < dim; column += 16) columns<T, 1>(t0, column);
+  }
+};
+
+// One row's scores of a span -> weights with the scale of their values in them, rounded; returns the step.
+// Whole: the row sees all keys of the span; what lies in the places of others may be anything.
+template <bool Whole>
+inline float i16_softmax_step(const float* s, const float* scale, int keys, int16_t* p, float* top, float* sum, float* acc,
+                              int dim) {
+  constexpr int kVectors = kAttnKeys / 16;
+  vf x[kVectors], m = vf_set1(-INFINITY);
+  for (int i = 0; i < kVectors; ++i) {
+    x[i] = vf_load(s + 16 * i);
+    if (!Whole) x[i] = vf_min(x[i], vf_load(kCap + 16 - clamp_keys(keys - 16 * i, 16)));
+    m = vf_max(x[i], m);
+  }
+  raise_top(vf_reduce_max(m), top, sum, acc, dim);
+  const vf shift = vf_set1(-kLog2E * *top);
+  vf total = vf_load(sum), largest = vf_zero(), all = vf_zero();
+  for (int i = 0; i < kVectors; ++i) {
+    x[i] = vf_exp2_down(vf_fma(x[i], vf_set1(kLog2E), shift));
+    vf values = vf_load(scale + 16 * i);
+    if (!Whole) {
+      const int valid = clamp_keys(keys - 16 * i, 16);
+      x[i] = vf_mul(x[i], vf_load(kValid + 16 - valid));
+      values = vf_min(values, vf_load(kSeen + 16 - valid));
+    }
+    total = vf_add(total, x[i]);
+    x[i] = vf_mul(x[i], values);
+    largest = vf_max(x[i], largest);
+    all = vf_add(all, x[i]);
+  }
+  vf_store(sum, total);
+  const float by_top = kWeightTop / (vf_reduce_max(largest) + 1e-30f), by_sum = kWeightSum / (vf_reduce_add(all) + 1e-30f);
+  const float inverse = by_top < by_sum ? by_top : by_sum;
+  for (int i = 0; i < kVectors; ++i) vi_store_i16(p + 16 * i, vi_round(vf_mul(x[i], vf_set1(inverse))));
+  return 1.0f / inverse;
+}
+
+}  // namespace
