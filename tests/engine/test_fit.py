@@ -33,8 +33,9 @@ GB = 1 << 30
 
 
 def test_kv_bytes_of_a_token() -> None:
-    # 40 layers, 2 heads of 128, keys and values, 2 bytes each.
-    assert kv_token_bytes(GLM_9B, EngineConfig()) == 40 * 2 * 128 * 2 * 2
+    # 40 layers, 2 heads of 128, keys and values, 2 bytes each, and a f32 scale for each 128.
+    assert kv_token_bytes(GLM_9B, EngineConfig()) == 40 * 2 * (128 * 2 + 4) * 2
+    assert kv_token_bytes(GLM_9B, EngineConfig(cache_type_k="f16", cache_type_v="f16")) == 40 * 2 * 128 * 2 * 2
     half = kv_token_bytes(GLM_9B, EngineConfig(cache_type_k="q8_0", cache_type_v="q8_0"))
     # int8 values, and an f32 scale for each 32 of them.
     assert half == 40 * 2 * 128 * 2 * 36 // 32
