@@ -1,4 +1,4 @@
-// Attention over a cache of whole numbers (KvType::I16): 16 bits a number as f16, one float scale a token and head.
+// Attention over a cache of whole numbers (KvType::I16), 16 bits each and one float scale a token and head.
 //
 // A key or query is rounded to steps of 1/32767 of its length, so that |q . k| < 2^31 for every number of dims and the
 // sum is exact (Cauchy-Schwarz); a value to 1/8191 of its largest magnitude. A span's weights, each with its value's

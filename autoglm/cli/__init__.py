@@ -63,7 +63,9 @@ BatchedTokens = Annotated[
         help="Tokens one step may process. Default: 512, less where memory is short.",
     ),
 ]
-CacheTypeK = Annotated[str, typer.Option("-ctk", "--cache-type-k", metavar="f32|f16|i16|q8_0", help="How keys are cached.")]
+CacheTypeK = Annotated[
+    str, typer.Option("-ctk", "--cache-type-k", metavar="f32|f16|i16|q8_0", help="How keys are cached.")
+]
 CacheTypeV = Annotated[
     str, typer.Option("-ctv", "--cache-type-v", metavar="f32|f16|i16|q8_0", help="How values are cached.")
 ]

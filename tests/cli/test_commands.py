@@ -80,7 +80,7 @@ def test_version_names_the_kernels(capfd: pytest.CaptureFixture[str]) -> None:
         (["serve", "--port", "x"], "--port"),
         (["serve", "--port", "70000"], "--port"),
         (["serve", "-np", "0"], "--parallel"),
-        (["serve", "-ctk", "q4_0"], "f16 or q8_0"),
+        (["serve", "-ctk", "q4_0"], "i16 or q8_0"),
         (["serve", "-m", "none.gguf"], "'none.gguf' not found"),
         (["serve", "-m", "no-such-name"], "'no-such-name' not found"),
         (["serve", "--alias", " , "], "--alias"),
