@@ -340,11 +340,13 @@ NB_MODULE(_native, m) {
       .def_ro("busy_s", &OpProfile::busy_s, "Time at work, summed over the threads.")
       .def_prop_ro("bytes", [](const OpProfile& p) { return p.work.bytes; }, "Of packed weights, table rows, keys and values read.")
       .def_prop_ro("int8_macs", [](const OpProfile& p) { return p.work.int8_macs; })
+      .def_prop_ro("int16_macs", [](const OpProfile& p) { return p.work.int16_macs; })
       .def_prop_ro("float_macs", [](const OpProfile& p) { return p.work.float_macs; });
 
   nb::class_<MachineLimits>(m, "MachineLimits", "What all threads of a runtime reach together at best.")
       .def_ro("read_bytes_per_s", &MachineLimits::read_bytes_per_s)
       .def_ro("int8_macs_per_s", &MachineLimits::int8_macs_per_s)
+      .def_ro("int16_macs_per_s", &MachineLimits::int16_macs_per_s)
       .def_ro("float_macs_per_s", &MachineLimits::float_macs_per_s);
 
   nb::class_<PyProgram>(m, "Program", "A network as a list of operations over named buffers.")

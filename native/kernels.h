@@ -144,6 +144,7 @@ struct KernelTable {
 
   // Measures of this instruction set (peaks.h): the multiply-adds done in so many rounds, at most 2^20 of them.
   int64_t (*peak_int8)(int rounds);
+  int64_t (*peak_int16)(int rounds);
   int64_t (*peak_float)(int rounds);
   // Reads a multiple of 256 bytes, asking `ahead` bytes ahead unless that is 0.
   void (*peak_read)(const uint8_t* p, size_t bytes, size_t ahead);

@@ -60,7 +60,8 @@ MachineLimits measure_limits(const KernelTable& kernels, ThreadPool& pool, size_
       return (double)part;
     }));
   }
-  return {read, macs_per_s(pool, kernels.peak_int8, seconds), macs_per_s(pool, kernels.peak_float, seconds)};
+  return {read, macs_per_s(pool, kernels.peak_int8, seconds), macs_per_s(pool, kernels.peak_int16, seconds),
+          macs_per_s(pool, kernels.peak_float, seconds)};
 }
 
 }  // namespace autoglm

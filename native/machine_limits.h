@@ -8,7 +8,7 @@
 namespace autoglm {
 
 struct MachineLimits {
-  double read_bytes_per_s, int8_macs_per_s, float_macs_per_s;
+  double read_bytes_per_s, int8_macs_per_s, int16_macs_per_s, float_macs_per_s;
 };
 
 // All threads of the pool at once, each limit for about `seconds`, the fastest of its repetitions (at least three).

@@ -340,7 +340,8 @@ struct Program::Attend : Op {
       for (int t = item.token_begin; t < item.token_end; ++t) {
         const int keys = keys_of(step, item.seq, t);
         most[(size_t)item.seq] = std::max(most[(size_t)item.seq], keys);
-        w.float_macs += 2.0 * keys * (item.head_end - item.head_begin) * kv.head_dim;
+        for (KvType type : {kv.k_type, kv.v_type})
+          (type == KvType::I16 ? w.int16_macs : w.float_macs) += (double)keys * (item.head_end - item.head_begin) * kv.head_dim;
       }
     for (int keys : most) w.bytes += (double)((keys + kKvBlock - 1) / kKvBlock) * kv.num_kv_heads * (double)(kv.k_bytes + kv.v_bytes);
     return w;

@@ -7,23 +7,37 @@
 
 namespace {
 
-int64_t peak_int8(int rounds) {
-  int8_t ones[4] = {1, 1, 1, 1};
-  asm volatile("" : "+m"(ones));
-  const Quad a = quad_load(ones);
-  vb w = vb_set1(1);
+// `ones` fills both factors; dot adds up products of two vectors of them.
+template <class F>
+int64_t peak_int(int rounds, const uint8_t* ones, const F& dot) {
+  const Quad a = quad_load((const int8_t*)ones);
+  vb w = vb_load(ones);
   vi sum[kPeakChains];
   for (int k = 0; k < kPeakChains; ++k) sum[k] = vi_zero();
   for (int i = 0; i < rounds; ++i) {
 #pragma GCC unroll 12
     for (int k = 0; k < kPeakChains; ++k) {
       opaque(w);
-      sum[k] = dot4(sum[k], w, a);
+      sum[k] = dot(sum[k], w, a);
     }
   }
   int64_t total = 0;
   for (int k = 0; k < kPeakChains; ++k) total += vi_sum(sum[k]);
   return total;
+}
+
+int64_t peak_int8(int rounds) {
+  alignas(64) uint8_t ones[64];
+  memset(ones, 1, sizeof ones);
+  asm volatile("" : "+m"(ones));
+  return peak_int(rounds, ones, [](vi sum, vb w, Quad a) { return dot4(sum, w, a); });
+}
+
+int64_t peak_int16(int rounds) {
+  alignas(64) int16_t ones[32];
+  for (int16_t& x : ones) x = 1;
+  asm volatile("" : "+m"(ones));
+  return peak_int(rounds, (const uint8_t*)ones, [](vi sum, vb w, Quad a) { return dot2(sum, w, a); });
 }
 
 int64_t peak_float(int rounds) {

@@ -410,6 +410,7 @@ void Program::note(Op& op, double took, bool is_done) {
   const Work work = op.work(*this, step_);
   p.work.bytes += work.bytes;
   p.work.int8_macs += work.int8_macs;
+  p.work.int16_macs += work.int16_macs;
   p.work.float_macs += work.float_macs;
 }
 

@@ -77,7 +77,7 @@ struct Step {
 };
 
 // What an operation has to do in one step: bytes of weights or cached keys and values it reads, multiply-adds.
-struct Work { double bytes = 0, int8_macs = 0, float_macs = 0; };
+struct Work { double bytes = 0, int8_macs = 0, int16_macs = 0, float_macs = 0; };
 
 // One operation's totals since profiling was switched on. busy_s is summed over the threads: seconds * threads - busy_s
 // is what they waited, for each other or for work.

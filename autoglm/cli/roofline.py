@@ -1,10 +1,10 @@
 """autoglm bench --roofline: every operation of a step beside what this machine can do at most.
 
 The limits are measured in the same run, before and after the steps, all threads at once, the better of the two: reading
-memory, 8-bit and float multiply-adds. An operation's limit is the longer of two times: its bytes at the read limit, its
-multiply-adds at their limits. Bytes are those of packed weights, table rows and cached keys and values; activations
-stay in caches and are not counted. Nor is what a product does besides its multiply-adds (unpacking, scales), so 100 %
-is out of reach, unless weights stay in a cache: then a rate may be above the memory's.
+memory, 8-bit, 16-bit and float multiply-adds. An operation's limit is the longer of two times: its bytes at the read
+limit, its multiply-adds at their limits. Bytes are those of packed weights, table rows and cached keys and values;
+activations stay in caches and are not counted. Nor is what a product does besides its multiply-adds (unpacking,
+scales), so 100 % is out of reach, unless weights stay in a cache: then a rate may be above the memory's.
 
 Steps run on the runner itself over a cache that was filled, not computed: time does not depend on what it holds. Of
 their repeats the fastest is shown whole, so that its parts add up. What Python and sampling cost beside it is measured
@@ -54,18 +54,23 @@ class RooflineOptions:
     as_json: bool = False
 
 
+_MACS = ("int8_macs", "int16_macs", "float_macs")
+
+
 @dataclass(frozen=True)
 class _Limits:
     """The better of the measurements, per second."""
 
     read_bytes: float
     int8_macs: float
+    int16_macs: float
     float_macs: float
 
     def better_of(self, other: MachineLimits) -> _Limits:
         return _Limits(
             max(self.read_bytes, other.read_bytes_per_s),
             max(self.int8_macs, other.int8_macs_per_s),
+            max(self.int16_macs, other.int16_macs_per_s),
             max(self.float_macs, other.float_macs_per_s),
         )
 
@@ -93,7 +98,7 @@ def measure_roofline(loaded: LoadedModel, options: RooflineOptions) -> dict[str,
     depth = _checked_depth(loaded, options)
     num_prompt = options.prompt_tokens
     limit = partial(measure_limits, runner.runtime, read_test_bytes(), _LIMIT_S)
-    limits = _Limits(0, 0, 0).better_of(limit())
+    limits = _Limits(0, 0, 0, 0).better_of(limit())
     runner.fill_cache()
     steps = [
         _Step("decode", 1, 1, num_prompt + 1),
@@ -117,6 +122,7 @@ def measure_roofline(loaded: LoadedModel, options: RooflineOptions) -> dict[str,
         "limits": {
             "read_gb_per_s": limits.read_bytes / 1e9,
             "int8_gmac_per_s": limits.int8_macs / 1e9,
+            "int16_gmac_per_s": limits.int16_macs / 1e9,
             "float_gmac_per_s": limits.float_macs / 1e9,
         },
         "steps": [_described(step, limits, runner.runtime.num_threads) for step in measured],
@@ -209,7 +215,7 @@ def _described(measured: _MeasuredStep, limits: _Limits, num_threads: int) -> di
         of_name.setdefault((operation.rows, operation.cols, *operation.types), []).append(operation)
     rows = [_row(group, limits, num_threads) for of_name in groups.values() for group in of_name.values()]
     num_bytes = sum(row["bytes"] for row in rows)
-    macs = sum(row["int8_macs"] + row["float_macs"] for row in rows)
+    macs = {name: sum(row[name] for row in rows) for name in _MACS}
     took_s = measured.took_s
     inside_ms = sum(row["ms"] for row in rows)
     return {
@@ -221,10 +227,9 @@ def _described(measured: _MeasuredStep, limits: _Limits, num_threads: int) -> di
         "plain_ms": 1e3 * measured.plain_s,
         "plain_median_ms": 1e3 * measured.median_s,
         "bytes": num_bytes,
-        "int8_macs": sum(row["int8_macs"] for row in rows),
-        "float_macs": sum(row["float_macs"] for row in rows),
+        **macs,
         "gb_per_s": num_bytes / took_s / 1e9,
-        "gmac_per_s": macs / took_s / 1e9,
+        "gmac_per_s": sum(macs.values()) / took_s / 1e9,
         "limit_percent": sum(row["limit_ms"] for row in rows) / took_s / 10,
         "busy_percent": 100 * sum(o.busy_s for o in measured.operations) / (took_s * num_threads),
         "outside_ms": 1e3 * took_s - inside_ms,
@@ -235,15 +240,12 @@ def _described(measured: _MeasuredStep, limits: _Limits, num_threads: int) -> di
 def _row(group: list[OpProfile], limits: _Limits, num_threads: int) -> dict[str, Any]:
     first = group[0]
     seconds = sum(operation.seconds for operation in group)
-    num_bytes, int8_macs, float_macs = (
-        sum(getattr(operation, name) for operation in group) for name in ("bytes", "int8_macs", "float_macs")
-    )
-    bounds = {
-        "memory": num_bytes / limits.read_bytes,
-        "int8": int8_macs / limits.int8_macs,
-        "float": float_macs / limits.float_macs,
-    }
-    limit_s = max(bounds["memory"], bounds["int8"] + bounds["float"])
+    num_bytes = sum(operation.bytes for operation in group)
+    macs = {name: sum(getattr(operation, name) for operation in group) for name in _MACS}
+    bounds = {name.removesuffix("_macs"): amount / getattr(limits, name) for name, amount in macs.items()}
+    limit_s = sum(bounds.values())
+    bounds["memory"] = num_bytes / limits.read_bytes
+    limit_s = max(limit_s, bounds["memory"])
     types = "+".join(GGMLType(number).name for number in first.types)
     return {
         "operation": first.name,
@@ -251,10 +253,9 @@ def _row(group: list[OpProfile], limits: _Limits, num_threads: int) -> dict[str,
         "calls": sum(operation.calls for operation in group),
         "ms": 1e3 * seconds,
         "bytes": num_bytes,
-        "int8_macs": int8_macs,
-        "float_macs": float_macs,
+        **macs,
         "gb_per_s": _rate(num_bytes, seconds),
-        "gmac_per_s": _rate(int8_macs + float_macs, seconds),
+        "gmac_per_s": _rate(sum(macs.values()), seconds),
         "bound": max(bounds, key=lambda name: bounds[name]) if limit_s else None,
         "limit_ms": 1e3 * limit_s,
         "limit_percent": 100 * limit_s / seconds if limit_s and seconds else None,
@@ -299,7 +300,7 @@ def _print(results: dict[str, Any]) -> None:
         f"{size(results['weights_bytes'])}, {results['threads']} threads, {results['kernels']} kernels, "
         f"{results['cpu']}\n"
         f"Limits measured in this run: {limits['read_gb_per_s']:.1f} GB/s read, {limits['int8_gmac_per_s']:.0f} GMAC/s "
-        f"in 8 bits, {limits['float_gmac_per_s']:.0f} GMAC/s in floats",
+        f"in 8 bits, {limits['int16_gmac_per_s']:.0f} in 16, {limits['float_gmac_per_s']:.0f} in floats",
         markup=False,
         highlight=False,
     )

@@ -117,6 +117,9 @@ class OpProfile:
     def int8_macs(self) -> float: ...
 
     @property
+    def int16_macs(self) -> float: ...
+
+    @property
     def float_macs(self) -> float: ...
 
 class MachineLimits:
@@ -127,6 +130,9 @@ class MachineLimits:
 
     @property
     def int8_macs_per_s(self) -> float: ...
+
+    @property
+    def int16_macs_per_s(self) -> float: ...
 
     @property
     def float_macs_per_s(self) -> float: ...

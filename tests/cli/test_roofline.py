@@ -16,6 +16,7 @@ from autoglm.formats.quant_types import BLOCK
 from tests.tiny_models import TINY_LLAMA, TinyModel
 
 PROMPT, DEPTH = 24, 100
+KINDS = ("int8", "int16", "float")
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +43,8 @@ def results(capfd: pytest.CaptureFixture[str], tiny_llama: TinyModel) -> dict[st
 def test_the_parts_add_up(results: dict[str, Any]) -> None:
     """Operations and what lies outside them are the step; shares of limits follow from the figures beside them."""
     limits = results["limits"]
-    assert set(limits) == {"read_gb_per_s", "int8_gmac_per_s", "float_gmac_per_s"} and min(limits.values()) > 0
+    assert set(limits) == {"read_gb_per_s", *(f"{kind}_gmac_per_s" for kind in KINDS)}
+    assert min(limits.values()) > 0
     steps = results["steps"]
     assert [(step["kind"], step["num_seqs"], step["num_tokens"], step["context"]) for step in steps] == [
         ("decode", 1, 1, PROMPT + 1),
@@ -56,15 +58,12 @@ def test_the_parts_add_up(results: dict[str, Any]) -> None:
         assert step["ms"] == pytest.approx(sum(row["ms"] for row in operations) + step["outside_ms"])
         assert 0 < step["outside_ms"] < step["ms"] and step["plain_ms"] <= step["plain_median_ms"]
         assert 0 < step["busy_percent"] <= 100
-        for total in ("bytes", "int8_macs", "float_macs"):
+        for total in ("bytes", *(f"{kind}_macs" for kind in KINDS)):
             assert step[total] == sum(row[total] for row in operations)
         for row in operations:
-            times = {
-                "memory": row["bytes"] / limits["read_gb_per_s"] / 1e6,
-                "int8": row["int8_macs"] / limits["int8_gmac_per_s"] / 1e6,
-                "float": row["float_macs"] / limits["float_gmac_per_s"] / 1e6,
-            }
-            expected = max(times["memory"], times["int8"] + times["float"])
+            times = {kind: row[f"{kind}_macs"] / limits[f"{kind}_gmac_per_s"] / 1e6 for kind in KINDS}
+            arithmetic, times["memory"] = sum(times.values()), row["bytes"] / limits["read_gb_per_s"] / 1e6
+            expected = max(times["memory"], arithmetic)
             assert row["limit_ms"] == pytest.approx(expected)
             if row["bound"] is None:
                 assert expected == 0 and row["limit_percent"] is row["gb_per_s"] is row["gmac_per_s"] is None
@@ -101,11 +100,13 @@ def test_work_is_that_of_the_files_matrices(results: dict[str, Any], tiny_llama:
     for step in results["steps"]:
         num_tokens, context, num_seqs = step["num_tokens"], step["context"], step["num_seqs"]
         keys_seen = (num_layers - 1) * sum(context - i for i in range(num_tokens)) + context
-        blocks_bytes = -(-context // 16) * 16 * 2 * 2 * shape.num_key_value_heads * shape.head_dim * num_layers
+        # Keys and values of a token and head: 2 bytes a number and a scale.
+        head_bytes_of_token = 2 * (2 * shape.head_dim + 4)
+        blocks_bytes = -(-context // 16) * 16 * head_bytes_of_token * shape.num_key_value_heads * num_layers
         macs, num_bytes = Counter[str](), Counter[str]()
         for row in step["operations"]:
             kind = "layers" if row["operation"] in ("qkv", "o_proj", "gate_up", "down") else row["operation"]
-            macs[kind] += row["int8_macs"] + row["float_macs"]
+            macs[kind] += sum(row[f"{kind}_macs"] for kind in KINDS)
             num_bytes[kind] += row["bytes"]
         assert +macs == {
             "layers": (layers_macs * num_tokens + last_macs) * num_seqs,
@@ -125,7 +126,7 @@ def test_equal_operations_of_all_layers_are_one_row() -> None:
     """Times, calls and work are summed; another type or shape of the same name is a row of its own, beside it."""
 
     def operation(name: str, types: list[int], seconds: float, num_bytes: float) -> SimpleNamespace:
-        work = {"bytes": num_bytes, "int8_macs": 0.0, "float_macs": 0.0}
+        work = {"bytes": num_bytes, "int8_macs": 0.0, "int16_macs": 0.0, "float_macs": 0.0}
         return SimpleNamespace(
             name=name, rows=64, cols=32, types=types, calls=1, seconds=seconds, busy_s=seconds, **work
         )
@@ -134,7 +135,7 @@ def test_equal_operations_of_all_layers_are_one_row() -> None:
         ("down", [12], 1.0, 4e9), ("norm", [], 0.5, 0.0), ("down", [14], 0.25, 1e9), ("down", [12], 2.0, 8e9)
     ]]  # fmt: skip
     measured = roofline._MeasuredStep(roofline._Step("decode", 1, 1, 9), 4.0, 3.9, 3.95, operations)  # type: ignore[arg-type]
-    step = roofline._described(measured, roofline._Limits(8e9, 1.0, 1.0), 2)
+    step = roofline._described(measured, roofline._Limits(8e9, 1.0, 1.0, 1.0), 2)
     shown = [(row["operation"], row["weights"], row["calls"], row["ms"]) for row in step["operations"]]
     assert shown == [
         ("down", "64 x 32 Q4_K", 2, 3000.0),

@@ -24,7 +24,7 @@ class Layer:
     """One of each: a product of two matrices and types, attention, a gated product, a float product of logit rows."""
 
     def __init__(self, runtime: kernels.Runtime) -> None:
-        self.cache = kernels.KvCache(1, 50, KV_HEADS, DIM, "f16", "q8_0")
+        self.cache = kernels.KvCache(1, 50, KV_HEADS, DIM, "i16", "q8_0")
         self.program = program = kernels.Program(runtime, MAX_TOKENS)
         x, qkv, heads = (program.buffer(n) for n in (WIDTH, (HEADS + 2 * KV_HEADS) * DIM, HEADS * DIM))
         act, hidden, last = program.activation(WIDTH), program.activation(64), program.activation(WIDTH)
@@ -113,7 +113,7 @@ def test_bytes_and_multiply_adds_are_the_matrices(layer: Layer) -> None:
         assert (found[name].bytes, found[name].int8_macs, found[name].float_macs) == counted
     assert (found["qkv"].rows, found["qkv"].cols, found["qkv"].types) == (160, WIDTH, [reference.Q8_0, reference.Q4_0])
     for name in ("plan", "quantize", "rope_cache", "gather"):
-        assert found[name].bytes == found[name].int8_macs == found[name].float_macs == 0
+        assert found[name].bytes == found[name].int8_macs == found[name].int16_macs == found[name].float_macs == 0
 
 
 def test_attention_counts_the_keys_each_row_sees(layer: Layer) -> None:
@@ -122,9 +122,9 @@ def test_attention_counts_the_keys_each_row_sees(layer: Layer) -> None:
     layer.program.advance(math.inf)
     attention = layer.by_name()["attention"]
     seen = sum(context - count + 1 + i for count, context in zip(COUNTS, CONTEXTS, strict=True) for i in range(count))
-    assert attention.float_macs == 2 * seen * HEADS * DIM
+    assert attention.int16_macs == attention.float_macs == seen * HEADS * DIM
     blocks = sum(-(-context // 16) for count, context in zip(COUNTS, CONTEXTS, strict=True) if count)
-    assert attention.bytes == blocks * kernels.KvCache.block_bytes(KV_HEADS, DIM, "f16", "q8_0")
+    assert attention.bytes == blocks * kernels.KvCache.block_bytes(KV_HEADS, DIM, "i16", "q8_0")
 
 
 def test_threads_are_busy_within_the_time_there_is(layer: Layer) -> None:
@@ -144,7 +144,7 @@ def test_a_filled_cache_gives_finite_answers(layer: Layer) -> None:
 
 def test_limits_of_every_instruction_set(runtime: kernels.Runtime) -> None:
     limits = kernels.measure_limits(runtime, 1 << 20, 0.0)
-    for limit in (limits.read_bytes_per_s, limits.int8_macs_per_s, limits.float_macs_per_s):
+    for limit in (limits.read_bytes_per_s, limits.int8_macs_per_s, limits.int16_macs_per_s, limits.float_macs_per_s):
         assert 0 < limit < 1e16 and math.isfinite(limit)
     with pytest.raises(ValueError, match="read_bytes must be 1 to"):
         kernels.measure_limits(runtime, 0, 0.0)
