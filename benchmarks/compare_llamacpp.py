@@ -7,7 +7,7 @@ both; the medians are compared, the spread is printed. Before anything is timed 
 SmolLM2 the same greedy text, the random glm4 file logits that point the same way, alone and in eight streams.
 llama.cpp runs through its C API with n_batch = n_ubatch = 512 and as many threads as we have, with flash attention
 and without, streams with one cache for all of them and with one each; for each phase the best of its ways stands for
-it. Both caches are f16. Phases:
+it. Both caches hold 16 bits a number, theirs f16, ours i16, each the default. Phases:
 
     prefill          512 tokens in one go
     prefill_long     4,096 tokens in steps of 512 (glm4; half the repeats: it takes minutes)

@@ -18,13 +18,6 @@ inline float span_scale(const float* x, int n) {  // NaN if one is not finite
 
 inline int8_t to_int8(float x, float scale) { return scale > 0 ? (int8_t)rintf(x / scale) : 0; }
 
-inline uint8_t* key_block(const KvLayer& L, int block, int head) {
-  return L.k + ((size_t)block * L.num_kv_heads + head) * L.k_bytes;
-}
-inline uint8_t* value_block(const KvLayer& L, int block, int head) {
-  return L.v + ((size_t)block * L.num_kv_heads + head) * L.v_bytes;
-}
-
 void kv_write(const KvLayer& L, int block, int offset, int head, const float* key, const float* value) {
   uint8_t *kb = key_block(L, block, head), *vbase = value_block(L, block, head);
   const int group = L.head_dim < 32 ? L.head_dim : 32;
@@ -98,11 +91,6 @@ inline const float* load_values(const KvLayer& L, int block, int head, int keys,
       vf_store(room + j * w + d, vf_mul(vf_load_i8((const int8_t*)p + j * w + d), vf_set1(scales[j * L.groups + g])));
     }
   return room;
-}
-
-inline void prefetch_block(const KvLayer& L, int block, int head) {
-  for (size_t i = 0; i < L.k_bytes; i += 64) prefetch(key_block(L, block, head) + i);
-  for (size_t i = 0; i < L.v_bytes; i += 64) prefetch(value_block(L, block, head) + i);
 }
 
 // Scores of R rows against the 16 keys of each of B blocks: even and odd dims in two chains.
@@ -224,9 +212,10 @@ struct AttnScratch {
   float* s;      // scores, then weights [rows][kAttnKeys]
   float* sum;    // running sums in 16 lanes [rows][16]
   float* top;    // running maximum [rows]
-  float* scale;  // of a cache of whole numbers: scales of a span's values [kAttnKeys],
-  int16_t *q, *p;        // queries [rows][head_dim], weights [rows][kAttnKeys],
-  float *q_scale, *step;  // and their scales and steps [rows]
+  // Of a cache of whole numbers: scales of a span's values [kAttnKeys]; queries [rows][head_dim] and weights
+  // [rows][kAttnKeys], and what one step of each is [rows].
+  float *scale, *q_scale, *step;
+  int16_t *q, *p;
 };
 
 inline AttnScratch carve_attention(uint8_t* p) {
@@ -244,71 +233,99 @@ inline AttnScratch carve_attention(uint8_t* p) {
   return x;
 }
 
+// 64 keys, and the rows that see some of them: `first` and those after it.
+struct Span {
+  const KvLayer& L;
+  const AttnTile& t;
+  const AttnScratch& x;
+  int start, first, blocks;
+  const int32_t* table;
+  SpanAhead ahead;
+
+  int keys(int row) const { return clamp_keys(t.limit[row] - start, kAttnKeys); }
+};
+
+void float_scores(Span& s) {
+  const AttnTile& t = s.t;
+  for (int b = 0; b < s.blocks; b += kPair) {
+    const int count = s.blocks - b < kPair ? 1 : kPair;
+    const float* keys[kPair];
+    s.ahead.ask();
+    for (int i = 0; i < count; ++i) keys[i] = load_keys(s.L, s.table[b + i], t.kv_head, s.x.block + i * kKvBlock * kMaxHeadDim);
+    for (int r = s.first / kScoreRows * kScoreRows; r < t.rows; r += kScoreRows) {
+      float* to = s.x.s + kAttnKeys * r + kKvBlock * b;
+      if (count == kPair) row_scores<kPair>(t.rows - r, t.q + r, keys, s.L.head_dim, to);
+      else row_scores<1>(t.rows - r, t.q + r, keys, s.L.head_dim, to);
+    }
+  }
+}
+
+void i16_scores(Span& s) {
+  const uint8_t* keys[kAttnKeys / kKvBlock];
+  for (int b = 0; b < s.blocks; ++b) keys[b] = key_block(s.L, s.table[b], s.t.kv_head);
+  for_tiles(s.t.rows - s.first, RunI16Scores{s.x.q + s.first * s.L.head_dim, s.x.q_scale + s.first, s.L.head_dim, s.blocks,
+                                             keys, s.x.s + kAttnKeys * s.first, &s.ahead});
+}
+
+void float_values(Span& s) {
+  const AttnTile& t = s.t;
+  const AttnScratch& x = s.x;
+  const int w = s.L.head_dim_pad;
+  for (int r = s.first; r < t.rows; ++r)
+    softmax_step(x.s + kAttnKeys * r, s.keys(r), x.top + r, x.sum + 16 * r, x.acc + r * w, w);
+  for (int b = 0; b < s.blocks; b += kPair) {
+    const int begin = s.start + kKvBlock * b, longest = t.limit[t.rows - 1];
+    const float* values[kPair];
+    s.ahead.ask();
+    for (int i = 0; i < kPair && b + i < s.blocks; ++i)
+      values[i] = load_values(s.L, s.table[b + i], t.kv_head, clamp_keys(longest - begin - kKvBlock * i, kKvBlock),
+                              x.block + i * kKvBlock * kMaxHeadDim);
+    for (int r = s.first; r < t.rows;) {
+      const int keys = clamp_keys(t.limit[r] - begin, kPair * kKvBlock);
+      int last = r + 1;
+      while (last < t.rows && clamp_keys(t.limit[last] - begin, kPair * kKvBlock) == keys) ++last;
+      if (keys) add_values(x.s + kKvBlock * b, values, w, keys, r, last, x.acc);
+      r = last;
+    }
+  }
+}
+
+void i16_values(Span& s) {
+  const AttnScratch& x = s.x;
+  const int w = s.L.head_dim_pad;
+  const uint8_t* values[kAttnKeys / kKvBlock];
+  for (int b = 0; b < s.blocks; ++b) {
+    values[b] = value_block(s.L, s.table[b], s.t.kv_head);
+    vf_store(x.scale + kKvBlock * b, vf_load(i16_scales(values[b], w)));
+  }
+  for (int r = s.first; r < s.t.rows; ++r) {
+    const auto step = s.keys(r) == kAttnKeys ? i16_softmax_step<true> : i16_softmax_step<false>;
+    x.step[r] = step(x.s + kAttnKeys * r, x.scale, s.keys(r), x.p + kAttnKeys * r, x.top + r, x.sum + 16 * r, x.acc + r * w, w);
+  }
+  for_tiles(s.t.rows - s.first, RunI16Values{x.p + kAttnKeys * s.first, x.step + s.first, w, s.blocks, values,
+                                             x.acc + s.first * w, &s.ahead});
+}
+
 void attention(const KvLayer& L, const AttnTile& t, uint8_t* scratch) {
-  const int w = L.head_dim_pad, dim = L.head_dim;
+  const int w = L.head_dim_pad;
+  const bool i16_keys = L.k_type == KvType::I16, i16_both = i16_keys && L.v_type == KvType::I16;
   const AttnScratch x = carve_attention(scratch);
   for (int r = 0; r < t.rows; ++r) {
     memset(x.acc + r * w, 0, sizeof(float) * (size_t)w);
     vf_store(x.sum + 16 * r, vf_zero());
     x.top[r] = -INFINITY;
-    if (L.k_type == KvType::I16) x.q_scale[r] = round_to_length(t.q[r], dim, x.q + r * dim);
+    if (i16_keys) x.q_scale[r] = round_to_length(t.q[r], w, x.q + r * w);
   }
   const int longest = t.limit[t.rows - 1];  // rows come in order of position
+  int first = 0;
   for (int start = 0; start < longest; start += kAttnKeys) {
-    int first = 0;  // rows before it have seen all their keys
-    while (t.limit[first] <= start) ++first;
-    const int blocks = (clamp_keys(longest - start, kAttnKeys) + kKvBlock - 1) / kKvBlock;
-    const int32_t* table = t.block_table + start / kKvBlock;
-    const bool more = longest > start + kAttnKeys;
-    for (int b = 0; b < blocks; b += kPair) {
-      const int count = blocks - b < kPair ? 1 : kPair;
-      for (int i = 0; i < count; ++i)
-        if (b + i + 1 < blocks || more) prefetch_block(L, table[b + i + 1], t.kv_head);
-      if (L.k_type == KvType::I16) {
-        const uint8_t* keys[kPair];
-        for (int i = 0; i < kPair; ++i) keys[i] = key_block(L, table[b + (i < count ? i : 0)], t.kv_head);
-        for_tiles(t.rows - first, RunI16Scores{x.q + first * dim, x.q_scale + first, dim, keys,
-                                               x.s + kAttnKeys * first + kKvBlock * b});
-        continue;
-      }
-      const float* keys[kPair];
-      for (int i = 0; i < count; ++i) keys[i] = load_keys(L, table[b + i], t.kv_head, x.block + i * kKvBlock * kMaxHeadDim);
-      for (int r = first / kScoreRows * kScoreRows; r < t.rows; r += kScoreRows) {
-        float* s = x.s + kAttnKeys * r + kKvBlock * b;
-        if (count == kPair) row_scores<kPair>(t.rows - r, t.q + r, keys, dim, s);
-        else row_scores<1>(t.rows - r, t.q + r, keys, dim, s);
-      }
-    }
-    if (L.v_type == KvType::I16) {
-      const uint8_t* values[kAttnKeys / kKvBlock];
-      for (int b = 0; b < blocks; ++b) {
-        values[b] = value_block(L, table[b], t.kv_head);
-        vf_store(x.scale + kKvBlock * b, vf_load(i16_scales(values[b], dim)));
-      }
-      for (int r = first; r < t.rows; ++r) {
-        const auto weigh = t.limit[r] - start >= kAttnKeys ? i16_softmax_step<true> : i16_softmax_step<false>;
-        x.step[r] = weigh(x.s + kAttnKeys * r, x.scale, t.limit[r] - start, x.p + kAttnKeys * r, x.top + r, x.sum + 16 * r,
-                          x.acc + r * w, w);
-      }
-      for_tiles(t.rows - first, RunI16Values{x.p + kAttnKeys * first, x.step + first, dim, blocks, values, x.acc + first * w});
-      continue;
-    }
-    for (int r = first; r < t.rows; ++r)
-      softmax_step(x.s + kAttnKeys * r, clamp_keys(t.limit[r] - start, kAttnKeys), x.top + r, x.sum + 16 * r, x.acc + r * w, w);
-    for (int b = 0; b < blocks; b += kPair) {
-      const int begin = start + kKvBlock * b;
-      const float* values[kPair];
-      for (int i = 0; i < kPair && b + i < blocks; ++i)
-        values[i] = load_values(L, table[b + i], t.kv_head, clamp_keys(longest - begin - kKvBlock * i, kKvBlock),
-                                x.block + i * kKvBlock * kMaxHeadDim);
-      for (int r = first; r < t.rows;) {
-        const int keys = clamp_keys(t.limit[r] - begin, kPair * kKvBlock);
-        int last = r + 1;
-        while (last < t.rows && clamp_keys(t.limit[last] - begin, kPair * kKvBlock) == keys) ++last;
-        if (keys) add_values(x.s + kKvBlock * b, values, w, keys, r, last, x.acc);
-        r = last;
-      }
-    }
+    while (t.limit[first] <= start) ++first;  // rows that have seen all their keys
+    const int left = longest - start;
+    Span s{L, t, x, start, first, (clamp_keys(left, kAttnKeys) + kKvBlock - 1) / kKvBlock, t.block_table + start / kKvBlock, {}};
+    for (int b = kAttnKeys; b < 2 * kAttnKeys && b < left; b += kKvBlock) s.ahead.add(L, s.table[b / kKvBlock], t.kv_head);
+    s.ahead.share(i16_both ? 2 * ((t.rows - first + kTileT - 1) / kTileT) : 2 * kAttnKeys / kKvBlock / kPair);
+    i16_keys ? i16_scores(s) : float_scores(s);
+    L.v_type == KvType::I16 ? i16_values(s) : float_values(s);
   }
   for (int r = 0; r < t.rows; ++r) {
     const float inv = 1.0f / vf_reduce_add(vf_load(x.sum + 16 * r));

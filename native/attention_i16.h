@@ -57,34 +57,39 @@ AUTOGLM_INLINE void i16_dots(const uint8_t* const (&w)[R], const int16_t* const 
 #pragma GCC unroll 8
   for (int k = 0; k < 8; ++k) {
     vb y[R];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int g = 0; g < R; ++g) y[g] = vb_load(w[g] + k * kVec);
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
       const Quad a = quad_load((const int8_t*)(x[t] + 2 * k));
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int g = 0; g < R; ++g) d[t][g] = dot2(d[t][g], y[g], a);
     }
   }
 }
 
-// Scores of T queries against two blocks of keys.
+// Vectors to a tile of T rows: few rows take more, so that sums need not wait for each other.
+constexpr int i16_vectors(int T) { return 2 * T <= kTileT ? 2 * kTileR : kTileR; }
+
+// Scores of T queries against the keys of a span.
 struct RunI16Scores {
-  const int16_t* q; const float* q_scale; int dim; const uint8_t* const* blocks; float* s;
+  const int16_t* q; const float* q_scale; int dim, num_blocks; const uint8_t* const* blocks; float* s; SpanAhead* ahead;
   template <int T> void run(int t0) const {
-    for (int first = 0; first < kPair; first += kTileR) {
+    ahead->ask();
+    constexpr int R = i16_vectors(T);
+    for (int first = 0; first < num_blocks; first += R) {
       const int16_t* x[T];
-      const uint8_t* w[kTileR];
-      vi d[T][kTileR];
+      const uint8_t* w[R];
+      vi d[T][R];
       for (int t = 0; t < T; ++t) x[t] = q + (t0 + t) * dim;
-      for (int g = 0; g < kTileR; ++g) w[g] = blocks[first + g];
+      for (int g = 0; g < R; ++g) w[g] = blocks[first + g < num_blocks ? first + g : first];
       zero_tile(d);
       for (int c = 0; c < dim; c += 16) {
-        i16_dots<T, kTileR>(w, x, d);
+        i16_dots<T, R>(w, x, d);
         for (int t = 0; t < T; ++t) x[t] += 16;
-        for (int g = 0; g < kTileR; ++g) w[g] += 8 * kVec;
+        for (int g = 0; g < R; ++g) w[g] += 8 * kVec;
       }
-      for (int g = 0; g < kTileR; ++g) {
+      for (int g = 0; g < R; ++g) {
         const vf scale = vf_load((const float*)w[g]);  // the keys' scales follow them
         for (int t = 0; t < T; ++t)
           vf_store(s + (t0 + t) * kAttnKeys + 16 * (first + g),
@@ -96,7 +101,7 @@ struct RunI16Scores {
 
 // acc += step * sum over the blocks of a span of weight * value for T rows.
 struct RunI16Values {
-  const int16_t* p; const float* step; int dim, num_blocks; const uint8_t* const* blocks; float* acc;
+  const int16_t* p; const float* step; int dim, num_blocks; const uint8_t* const* blocks; float* acc; SpanAhead* ahead;
   template <int T, int R> void columns(int t0, int column) const {
     const int16_t* x[T];
     vi d[T][R];
@@ -115,8 +120,10 @@ struct RunI16Values {
       }
   }
   template <int T> void run(int t0) const {
+    ahead->ask();
     int column = 0;
-    for (; column + 16 * kTileR <= dim; column += 16 * kTileR) columns<T, kTileR>(t0, column);
+    constexpr int R = i16_vectors(T);
+    for (; column + 16 * R <= dim; column += 16 * R) columns<T, R>(t0, column);
     for (; column < dim; column += 16) columns<T, 1>(t0, column);
   }
 };

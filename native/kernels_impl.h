@@ -16,7 +16,7 @@ using namespace autoglm;
 #include "gemm_direct.h"
 #include "gemm.h"
 #include "activations.h"
-#include "softmax.h"
+#include "attention_common.h"
 #include "attention_i16.h"
 #include "attention.h"
 #include "full_attention.h"
