@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections import deque
+from collections.abc import Callable, Generator, Hashable
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +15,38 @@ from autoglm.kernels import KvCache, Program
 from autoglm.media.prompt_media import Encoding
 
 Result = TypeVar("Result")
+Key = TypeVar("Key", bound=Hashable)
 KEYS_IN_A_BLOCK = 16
 
 
 def key_value_room(num_rows: int, num_heads: int, head_dim: int) -> KvCache:
     """Keys and values of one layer for all rows of an encoder, in floats; each layer overwrites the one before."""
     return KvCache(1, -(-num_rows // KEYS_IN_A_BLOCK), num_heads, head_dim, "f32", "f32")
+
+
+class KeepLast(Generic[Key, Result]):
+    """What was built for one key is there for the next one who asks for it, if nobody has it.
+
+    A phone's screenshots are all of one size, so that each is encoded in memory that was touched before; fresh pages
+    take up to a fifth of an encoding. What was kept for another key is freed before anything is built.
+    """
+
+    def __init__(self, build: Callable[[Key], Result]) -> None:
+        self._build = build
+        self._kept: deque[tuple[Key, Result]] = deque(maxlen=1)
+
+    def take(self, key: Key) -> Result:
+        try:
+            kept_key, kept = self._kept.pop()
+        except IndexError:
+            return self._build(key)
+        if kept_key == key:
+            return kept
+        del kept
+        return self._build(key)
+
+    def give_back(self, key: Key, built: Result) -> None:
+        self._kept.append((key, built))
 
 
 def start_whole(program: Program, num_rows: int, positions: NDArray[np.int32] | None = None) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ from autoglm.formats.gguf import GGUFFile
 from autoglm.formats.quant_types import FLOAT_TYPES
 from autoglm.kernels import Matrix, Program, Runtime
 from autoglm.media.prompt_media import Encoding
-from autoglm.model.encoder import beside, key_value_room, resampled, run_slices, start_whole
+from autoglm.model.encoder import KeepLast, beside, key_value_room, resampled, run_slices, start_whole
 from autoglm.model.layers import float_matrix
 from autoglm.model.loader import Vector, WeightReader, check_sizes
 
@@ -100,6 +101,18 @@ class _Block:
     down: Matrix
 
 
+class _Programs(NamedTuple):
+    """Tower and merger for one grid of patches, and their buffers; learned positions are in place."""
+
+    tower: Program
+    patches: int
+    places: NDArray[np.int32]  # [3, num_patches]: 0, row, column
+    features: int
+    merger: Program
+    merged: int
+    tokens: int
+
+
 class Glm4vVision:
     """The encoder and its merger, weights read."""
 
@@ -126,6 +139,7 @@ class Glm4vVision:
         self._merger_norm = tuple(reader.vector(f"mm.post_norm.{part}", text) for part in ("weight", "bias"))
         self._gate, self._up = (reader.matrix(f"mm.{part}.weight", config.merger_size, text) for part in ("gate", "up"))
         self._down = reader.matrix("mm.down.weight", text, config.merger_size)
+        self._programs = KeepLast(self._build)
 
     def encode(
         self, read_patches: Callable[[], NDArray[np.float32]], rows: int, columns: int, slice_s: float = math.inf
@@ -136,35 +150,42 @@ class Glm4vVision:
         A generator: it gives way after every slice_s seconds and returns the tokens. Patches and positions of a large
         picture are hundreds of MB and ms, so they are made beside it.
         """
-        program, features = yield from beside(lambda: self._started_tower(read_patches(), rows, columns), slice_s)
-        yield from run_slices(program, slice_s)
-        return (yield from self._merge(program.view(features), slice_s))
+        programs = yield from beside(lambda: self._started(read_patches(), rows, columns), slice_s)
+        yield from run_slices(programs.tower, slice_s)
+        tokens = yield from self._merge(programs, slice_s)
+        self._programs.give_back((rows, columns), programs)
+        return tokens
 
-    def _started_tower(self, patches: NDArray[np.float32], rows: int, columns: int) -> tuple[Program, int]:
-        """The tower with its inputs in place, and the buffer of its features."""
-        block_order = np.arange(rows * columns).reshape(rows // _MERGE, _MERGE, columns // _MERGE, _MERGE)
-        block_order = block_order.transpose(0, 2, 1, 3).ravel()
-        program, inputs, places, features = self._tower(len(patches))
-        program.view(inputs)[:] = patches
-        program.view(places)[:] = resampled(self._positions, rows, columns).reshape(rows * columns, -1)[block_order]
-        where = np.zeros((3, len(patches)), np.int32)
-        where[1:] = np.divmod(block_order, columns)
-        start_whole(program, len(patches), where)
-        return program, features
+    def _started(self, patches: NDArray[np.float32], rows: int, columns: int) -> _Programs:
+        programs = self._programs.take((rows, columns))
+        programs.tower.view(programs.patches)[:] = patches
+        start_whole(programs.tower, len(patches), programs.places)
+        return programs
 
-    def _merge(self, features: NDArray[np.float32], slice_s: float) -> Encoding:
-        """Features [n * 4, width] -> tokens [n, text]."""
+    def _merge(self, programs: _Programs, slice_s: float) -> Encoding:
+        """The tower's features [n * 4, width] -> tokens [n, text]."""
+        features, merger = programs.tower.view(programs.features), programs.merger
         four, num_tokens = _MERGE**2, len(features) // _MERGE**2
         result = np.empty((num_tokens, self.config.text_size), np.float32)
-        most = min(num_tokens, MERGED_AT_ONCE)
-        program, inputs, tokens = self._merger(most)
-        for start in range(0, num_tokens, most):
-            count = min(most, num_tokens - start)
-            program.view(inputs)[:count] = features[four * start : four * (start + count)].reshape(count, -1)
-            start_whole(program, count)
-            yield from run_slices(program, slice_s)
-            result[start : start + count] = program.view(tokens)[:count]
+        for start in range(0, num_tokens, MERGED_AT_ONCE):
+            count = min(MERGED_AT_ONCE, num_tokens - start)
+            merger.view(programs.merged)[:count] = features[four * start : four * (start + count)].reshape(count, -1)
+            start_whole(merger, count)
+            yield from run_slices(merger, slice_s)
+            result[start : start + count] = merger.view(programs.tokens)[:count]
         return result
+
+    def _build(self, grid: tuple[int, int]) -> _Programs:
+        rows, columns = grid
+        block_order = np.arange(rows * columns).reshape(rows // _MERGE, _MERGE, columns // _MERGE, _MERGE)
+        block_order = block_order.transpose(0, 2, 1, 3).ravel()
+        tower, patches, positions, features = self._tower(rows * columns)
+        tower.view(positions)[:] = resampled(self._positions, rows, columns).reshape(rows * columns, -1)[block_order]
+        places = np.zeros((3, rows * columns), np.int32)
+        places[1:] = np.divmod(block_order, columns)
+        return _Programs(
+            tower, patches, places, features, *self._merger(min(rows * columns // _MERGE**2, MERGED_AT_ONCE))
+        )
 
     def _tower(self, num_patches: int) -> tuple[Program, int, int, int]:
         """The 24 blocks for one size of picture; the buffers of patches, of positions and of features."""
