@@ -44,7 +44,7 @@ KvType to_kv(const std::string& name) {
   if (name == "f16") return KvType::F16;
   if (name == "i16") return KvType::I16;
   if (name == "q8_0") return KvType::Q8;
-  throw std::invalid_argument("KV cache type must be f32, f16 or q8_0");
+  throw std::invalid_argument("KV cache type must be f32, f16, i16 or q8_0");
 }
 
 std::vector<float> to_vector(const std::optional<Floats>& a) {

@@ -19,6 +19,9 @@ std::string shape(const char* what, int got, int expected) {
   return std::string(what) + ": got " + std::to_string(got) + ", expected " + std::to_string(expected);
 }
 
+// An odd number of cache lines: rows at a power-of-two distance would all fall into the same cache sets.
+int row_stride(int width) { return round_up(width, 16) + (round_up(width, 16) / 16 % 2 ? 0 : 16); }
+
 }  // namespace
 
 void Activation::need(ActKind kind) {
@@ -32,12 +35,12 @@ void Activation::need(ActKind kind) {
     qb = Pages(cells * kChunk);
     meta_b = Pages(cells * sizeof(ActMetaB));
   } else if (kind == ActKind::Float && !f32.data()) {
-    f32 = Pages((size_t)capacity * (size_t)round_up(width, 16) * sizeof(float));
+    f32 = Pages((size_t)capacity * (size_t)row_stride(width) * sizeof(float));
   }
 }
 
 ActView Activation::view() const {
-  return {width, round_up(width, 16), capacity, (int8_t*)qk.data(), (ActMetaK*)meta_k.data(), (int8_t*)qb.data(),
+  return {width, row_stride(width), capacity, (int8_t*)qk.data(), (ActMetaK*)meta_k.data(), (int8_t*)qb.data(),
           (ActMetaB*)meta_b.data(), (float*)f32.data()};
 }
 
@@ -93,8 +96,7 @@ int Program::buffer(int width) {
   require(width > 0, "a buffer needs a width");
   auto b = std::make_unique<Buffer>();
   b->width = width;
-  // An odd number of cache lines: rows at a power-of-two distance would all fall into the same cache sets.
-  b->stride = round_up(width, 16) + (round_up(width, 16) / 16 % 2 ? 0 : 16);
+  b->stride = row_stride(width);
   b->pages = Pages((size_t)max_tokens_ * (size_t)b->stride * sizeof(float));
   buffers_.push_back(std::move(b));
   return (int)buffers_.size() - 1;
