@@ -1,6 +1,6 @@
 """Speed of the native matrix product by weight type and number of rows, beside the machine's memory bandwidth.
 
-    python benchmarks/bench_kernels.py [--threads N] [--isa NAME] [--type NAME ...] [--mbytes 64]
+    python benchmarks/bench_kernels.py [--threads N] [--isa NAME] [--type NAME ...] [--mbytes 256]
 
 One row (decode) is bound by reading the weights: compare its GB/s with the measured memory read. Many rows
 (prefill) are bound by arithmetic: GOPS counts 2 * rows * columns * tokens, quantizing the activations included.
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--isa", default="", help="scalar, avx2 or avx512; the best this CPU has if not given")
     parser.add_argument("--type", nargs="+", choices=sorted(reference.TYPE_NAMES.values()), help="weight types")
-    parser.add_argument("--mbytes", type=int, default=64, help="size of the matrix; larger than the last cache")
+    parser.add_argument("--mbytes", type=int, default=256, help="size of the matrix; far larger than the last cache")
     parser.add_argument("--seconds", type=float, default=0.5, help="time spent on each number")
     arguments = parser.parse_args()
     runtime = kernels.Runtime(arguments.threads, arguments.isa)

@@ -243,9 +243,8 @@ def _row(group: list[OpProfile], limits: _Limits, num_threads: int) -> dict[str,
     num_bytes = sum(operation.bytes for operation in group)
     macs = {name: sum(getattr(operation, name) for operation in group) for name in _MACS}
     bounds = {name.removesuffix("_macs"): amount / getattr(limits, name) for name, amount in macs.items()}
-    limit_s = sum(bounds.values())
-    bounds["memory"] = num_bytes / limits.read_bytes
-    limit_s = max(limit_s, bounds["memory"])
+    memory_s = num_bytes / limits.read_bytes
+    limit_s, bounds["memory"] = max(sum(bounds.values()), memory_s), memory_s
     types = "+".join(GGMLType(number).name for number in first.types)
     return {
         "operation": first.name,

@@ -73,11 +73,11 @@ def test_affinity_and_physical_cores_bound_the_threads(cgroup: Path, monkeypatch
 def test_a_read_test_leaves_every_last_level_cache_behind(cgroup: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cpus = cgroup.parent / "cpus"
     monkeypatch.setattr(machine, "CPUS", cpus)
-    assert machine.read_test_bytes() == 256 << 20, "no caches told"
+    assert machine.read_test_bytes() == 1 << 30, "no caches told"
     for cpu, shared in ((0, "0-1"), (1, "0-1"), (2, "2-3"), (3, "2-3")):
         lay(cpus / f"cpu{cpu}" / "cache" / "index2", level="2", size="1024K", shared_cpu_list=str(cpu))
         lay(cpus / f"cpu{cpu}" / "cache" / "index3", level="3", size="65536K", shared_cpu_list=shared)
-    assert machine.read_test_bytes() == 4 * 2 * (64 << 20), "two caches of 64 MB, each shared by two"
+    assert machine.read_test_bytes() == 16 * 2 * (64 << 20), "two caches of 64 MB, each shared by two"
     monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: SimpleNamespace(available=100 << 20))
     assert machine.read_test_bytes() == 50 << 20
 
