@@ -41,27 +41,32 @@ struct RunB32 {
   }
 };
 struct RunFloat {
-  const float* w; int cols; const float* x; int stride; float* c;
+  const float* w; int cols; const float* x; int stride; float* c; Ahead* ahead;
   template <int T> void run(int t0) const {
+    ahead->ask();
     AUTOGLM_HALVES product_float<T, kTileR>(w, half, cols, x + (size_t)t0 * stride, stride, c + t0 * kPanelRows);
   }
 };
 
-// 64 columns of a float panel, from column k0 on.
-void float_columns(const PackedMatrix& w, const uint8_t* p, const ActView& x, int k0, int row_begin, int rows, float* c,
-                   float* unpacked) {
-  const int cols = w.cols - k0 < 64 ? w.cols - k0 : 64;
-  const float* weights = unpacked;
-  if (w.type == QuantType::F32) {
-    weights = (const float*)p + (size_t)k0 * kPanelRows;
-  } else {
-    const uint16_t* src = (const uint16_t*)p + (size_t)k0 * kPanelRows;
+constexpr int kFloatColumns = 64;  // of a float panel, handled between two visits of the accumulators
+
+// The columns of a float panel that lie at p, from column k0 on; those at `next` come after them.
+void float_columns(const PackedMatrix& w, const uint8_t* p, const uint8_t* next, const ActView& x, int k0, int row_begin,
+                   int rows, float* c, float* unpacked) {
+  const int cols = std::min(kFloatColumns, w.cols - k0), bytes = cols * kPanelRows * (w.type == QuantType::F32 ? 4 : 2);
+  const float* weights = (const float*)p;
+  if (w.type != QuantType::F32) {
+    const uint16_t* src = (const uint16_t*)p;
     for (int i = 0; i < 2 * cols; ++i) {
       prefetch(src + 16 * i + 1024);
       vf_store(unpacked + 16 * i, w.type == QuantType::F16 ? vf_load_f16(src + 16 * i) : vf_load_bf16(src + 16 * i));
     }
+    weights = unpacked;
   }
-  for_tiles(rows, RunFloat{weights, cols, x.f32 + (size_t)row_begin * x.stride + k0, x.stride, c});
+  // One tile alone reads on without being held up by what it asks for.
+  const int tiles = (rows + kTileT - 1) / kTileT;
+  Ahead ahead{next, next + bytes, tiles > 1 ? (bytes / 64 + tiles - 1) / tiles : 0};
+  for_tiles(rows, RunFloat{weights, cols, x.f32 + (size_t)row_begin * x.stride + k0, x.stride, c, &ahead});
 }
 
 bool block_elements_256(QuantType t) { return t == QuantType::Q4_K || t == QuantType::Q5_K || t == QuantType::Q6_K; }
@@ -138,9 +143,13 @@ void gemm_panels(const PackedMatrix& w, int first, int count, const ActView& x, 
   const size_t panel = (size_t)rows * kPanelRows;
   memset(c, 0, sizeof(float) * panel * (size_t)count);
   if (w.type == QuantType::F32 || w.type == QuantType::F16 || w.type == QuantType::BF16) {
-    for (int k0 = 0; k0 < w.cols; k0 += 64)
-      for (int i = 0; i < count; ++i)
-        float_columns(w, p + i * w.panel_bytes, x, k0, row_begin, rows, c + i * panel, (float*)scratch);
+    const size_t step = (w.type == QuantType::F32 ? 4 : 2) * (size_t)kFloatColumns * kPanelRows;
+    for (int k0 = 0; k0 < w.cols; k0 += kFloatColumns, p += step)
+      for (int i = 0; i < count; ++i) {
+        const uint8_t* here = p + i * w.panel_bytes;
+        float_columns(w, here, i + 1 < count ? here + w.panel_bytes : p + step, x, k0, row_begin, rows, c + i * panel,
+                      (float*)scratch);
+      }
     return;
   }
   Ahead ahead;
