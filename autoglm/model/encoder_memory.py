@@ -153,6 +153,5 @@ def _activation(gguf: GGUFFile, width: int, prefix: str, *parts: str) -> int:
     types = {GGMLType.F32} if runs_in_floats(gguf) else {tensor.type for tensor in readers}
     per_block = {1 if type in FLOAT_TYPES else BLOCK[type][0] for type in types}
     return sum(
-        _buffers(width) if block == 1 else -(-width // _CHUNK) * (_CHUNK + _CHUNK_META_BYTES)
-        for block in per_block
+        _buffers(width) if block == 1 else -(-width // _CHUNK) * (_CHUNK + _CHUNK_META_BYTES) for block in per_block
     )

@@ -109,3 +109,26 @@ def test_nanos_ears(measure: Measure) -> None:
     wave = np.zeros(60 * SAMPLE_RATE_HZ, np.float32)
     check(encoder_memory.sound_bytes(gguf, 60), measure(lambda: finish(ears.encode(log_mel(wave)))), 1.6)
     assert encoder_memory.sound_bytes(gguf, 10) < encoder_memory.sound_bytes(gguf, 60) / 3
+
+
+def test_pictures_of_one_size_share_what_was_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    gguf, runtime = GGUFFile.open(FIXTURE / "mmproj-q8_0.gguf"), Runtime(1)
+    made: list[Program] = []
+
+    def recorded(*arguments: Any) -> Program:
+        made.append(Program(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(glm4v_vision, "Program", recorded)
+    towers = [Glm4vVision(runtime, WeightReader(gguf, runtime), read_glm4v_config(gguf)) for _ in range(2)]
+
+    def encode(tower: Glm4vVision, seed: int, rows: int, columns: int) -> np.ndarray:
+        patches = np.random.default_rng(seed).normal(0, 1, (rows * columns, 588)).astype(np.float32)
+        return finish(tower.encode(lambda: patches, rows, columns))
+
+    first, second = (encode(towers[0], seed, 8, 12) for seed in (0, 1))
+    assert len(made) == 2, "a tower and a merger"
+    encode(towers[0], 0, 12, 8)
+    assert len(made) == 4
+    np.testing.assert_array_equal(encode(towers[0], 0, 8, 12), first)
+    np.testing.assert_array_equal(encode(towers[1], 1, 8, 12), second)
