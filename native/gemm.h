@@ -3,10 +3,12 @@
 
 namespace {
 
+inline int count_tiles(int rows) { return (rows + kTileT - 1) / kTileT; }
+
 // Calls f.run<T>(first row) over tiles of at most kTileT rows, as even as possible.
 template <class F>
 inline void for_tiles(int rows, const F& f) {
-  const int tiles = (rows + kTileT - 1) / kTileT;
+  const int tiles = count_tiles(rows);
   for (int i = 0, t0 = 0; i < tiles; ++i) {
     const int n = (rows - t0) / (tiles - i) + ((rows - t0) % (tiles - i) != 0);
     switch (n) {
@@ -49,11 +51,12 @@ struct RunFloat {
 };
 
 constexpr int kFloatColumns = 64;  // of a float panel, handled between two visits of the accumulators
+inline int float_bytes(QuantType t) { return t == QuantType::F32 ? 4 : 2; }
 
 // The columns of a float panel that lie at p, from column k0 on; those at `next` come after them.
 void float_columns(const PackedMatrix& w, const uint8_t* p, const uint8_t* next, const ActView& x, int k0, int row_begin,
                    int rows, float* c, float* unpacked) {
-  const int cols = std::min(kFloatColumns, w.cols - k0), bytes = cols * kPanelRows * (w.type == QuantType::F32 ? 4 : 2);
+  const int cols = std::min(kFloatColumns, w.cols - k0), bytes = cols * kPanelRows * float_bytes(w.type);
   const float* weights = (const float*)p;
   if (w.type != QuantType::F32) {
     const uint16_t* src = (const uint16_t*)p;
@@ -64,7 +67,7 @@ void float_columns(const PackedMatrix& w, const uint8_t* p, const uint8_t* next,
     weights = unpacked;
   }
   // One tile alone reads on without being held up by what it asks for.
-  const int tiles = (rows + kTileT - 1) / kTileT;
+  const int tiles = count_tiles(rows);
   Ahead ahead{next, next + bytes, tiles > 1 ? (bytes / 64 + tiles - 1) / tiles : 0};
   for_tiles(rows, RunFloat{weights, cols, x.f32 + (size_t)row_begin * x.stride + k0, x.stride, c, &ahead});
 }
@@ -92,7 +95,7 @@ size_t chunk_bytes(QuantType type, int blocks) {
 
 // How often the products of a chunk ask for what comes next.
 int asks(QuantType t, int blocks, int rows) {
-  if (rows > direct_rows(t)) return kBlocks * ((rows + kTileT - 1) / kTileT);
+  if (rows > direct_rows(t)) return kBlocks * count_tiles(rows);
   if (block_elements_256(t)) return t == QuantType::Q6_K ? 2 : 1;
   return blocks * 2 / direct_halves(rows);
 }
@@ -143,7 +146,7 @@ void gemm_panels(const PackedMatrix& w, int first, int count, const ActView& x, 
   const size_t panel = (size_t)rows * kPanelRows;
   memset(c, 0, sizeof(float) * panel * (size_t)count);
   if (w.type == QuantType::F32 || w.type == QuantType::F16 || w.type == QuantType::BF16) {
-    const size_t step = (w.type == QuantType::F32 ? 4 : 2) * (size_t)kFloatColumns * kPanelRows;
+    const int step = kFloatColumns * kPanelRows * float_bytes(w.type);
     for (int k0 = 0; k0 < w.cols; k0 += kFloatColumns, p += step)
       for (int i = 0; i < count; ++i) {
         const uint8_t* here = p + i * w.panel_bytes;

@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Generator, Hashable
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -36,13 +37,11 @@ class KeepLast(Generic[Key, Result]):
         self._kept: deque[tuple[Key, Result]] = deque(maxlen=1)
 
     def take(self, key: Key) -> Result:
-        try:
+        with suppress(IndexError):  # nothing was kept, or another thread has it
             kept_key, kept = self._kept.pop()
-        except IndexError:
-            return self._build(key)
-        if kept_key == key:
-            return kept
-        del kept
+            if kept_key == key:
+                return kept
+            del kept
         return self._build(key)
 
     def give_back(self, key: Key, built: Result) -> None:
