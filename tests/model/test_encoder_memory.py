@@ -128,6 +128,7 @@ def test_pictures_of_one_size_share_what_was_built(monkeypatch: pytest.MonkeyPat
 
     first, second = (encode(towers[0], seed, 8, 12) for seed in (0, 1))
     assert len(made) == 2, "a tower and a merger"
+    assert not np.array_equal(first, second), "each its own patches"
     encode(towers[0], 0, 12, 8)
     assert len(made) == 4
     np.testing.assert_array_equal(encode(towers[0], 0, 8, 12), first)
