@@ -20,28 +20,24 @@ inline float max_abs(const float* x, int n) {
   return vf_reduce_max(m) + vf_reduce_add(bad);
 }
 
-// q = round(x * 127 / max|x|); returns the scale. n a multiple of 16; sums[i] of each 16.
+// q = round(x * 127 / max|x|); returns the scale. n a multiple of 16; sixteen(i, q as whole numbers) for each 16 from i.
 // A span that is not finite becomes zeros with the scale NaN, so that the row's results are NaN and seen.
-inline float quantize_span(const float* x, int n, int8_t* q, int32_t* sum16) {
+template <class F>
+inline float quantize_span(const float* x, int n, int8_t* q, const F& sixteen) {
   const float top = max_abs(x, n);
-  if (!(top > 0)) {
-    memset(q, 0, (size_t)n);
-    for (int i = 0; i < n; i += 16) sum16[i / 16] = 0;
-    return top;
-  }
-  const vf inv = vf_set1(127.0f / top);
+  const vf inv = vf_set1(top > 0 ? 127.0f / top : 0.0f);
   for (int i = 0; i < n; i += 16) {
-    const vi r = vi_round(vf_mul(vf_load(x + i), inv));
+    const vi r = top > 0 ? vi_round(vf_mul(vf_load(x + i), inv)) : vi_zero();
     vi_store_i8(q + i, r);
-    sum16[i / 16] = vi_sum(r);
+    sixteen(i, r);
   }
-  return top / 127.0f;
+  return top > 0 ? top / 127.0f : top;
 }
 
 void quantize_chunk_k(const float* x, int n, int8_t* q, ActMetaK* meta) {
   int32_t sum16[16] = {};
   memset(q, 0, kChunk);
-  meta->scale = quantize_span(x, n, q, sum16);
+  meta->scale = quantize_span(x, n, q, [&](int i, vi r) { sum16[i / 16] = vi_sum(r); });
   for (int j = 0; j < 8; ++j) meta->sum32[j] = (int16_t)(sum16[2 * j] + sum16[2 * j + 1]);
   for (int j = 0; j < 16; ++j) meta->neg_sum16[j] = -sum16[j];
 }
@@ -50,10 +46,11 @@ void quantize_chunk_b(const float* x, int n, int8_t* q, ActMetaB* meta) {
   memset(q, 0, kChunk);
   memset(meta, 0, sizeof(*meta));
   for (int b = 0; 32 * b < n; ++b) {
-    int32_t sum16[2];
-    meta->scale[b] = quantize_span(x + 32 * b, 32, q + 32 * b, sum16);
-    meta->neg_sum[b] = -(sum16[0] + sum16[1]);
-    meta->scaled_sum[b] = meta->scale[b] * (float)(sum16[0] + sum16[1]);
+    vi sums = vi_zero();
+    meta->scale[b] = quantize_span(x + 32 * b, 32, q + 32 * b, [&](int, vi r) { sums = vi_add(sums, r); });
+    const int32_t sum = vi_sum(sums);
+    meta->neg_sum[b] = -sum;
+    meta->scaled_sum[b] = meta->scale[b] * (float)sum;
   }
 }
 

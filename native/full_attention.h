@@ -10,26 +10,19 @@
 namespace {
 
 template <int Step>
-inline void mix_lanes(float* x, int n) {
+inline vf mix_lanes(vf v) {
   alignas(64) static const float kSign[16] = {
 #define AUTOGLM_SIGN(i) (i) & Step ? -1.0f : 1.0f
       AUTOGLM_SIGN(0), AUTOGLM_SIGN(1), AUTOGLM_SIGN(2), AUTOGLM_SIGN(3), AUTOGLM_SIGN(4), AUTOGLM_SIGN(5),
       AUTOGLM_SIGN(6), AUTOGLM_SIGN(7), AUTOGLM_SIGN(8), AUTOGLM_SIGN(9), AUTOGLM_SIGN(10), AUTOGLM_SIGN(11),
       AUTOGLM_SIGN(12), AUTOGLM_SIGN(13), AUTOGLM_SIGN(14), AUTOGLM_SIGN(15)};
 #undef AUTOGLM_SIGN
-  const vf sign = vf_load(kSign);
-  for (int i = 0; i < n; i += 16) {
-    const vf v = vf_load(x + i);
-    vf_store(x + i, vf_fma(v, sign, vf_swap<Step>(v)));
-  }
+  return vf_fma(v, vf_load(kSign), vf_swap<Step>(v));
 }
 
-// x = H x in place, H unnormalized of size `power`, which divides n and is 16 or more: (H a) . (H b) = power * a . b.
-inline void hadamard(float* x, int n, int power) {
-  mix_lanes<1>(x, n);
-  mix_lanes<2>(x, n);
-  mix_lanes<4>(x, n);
-  mix_lanes<8>(x, n);
+// x = H y, H unnormalized of size `power`, which divides n and is 16 or more: (H a) . (H b) = power * a . b.
+inline void hadamard(const float* y, int n, int power, float* x) {
+  for (int i = 0; i < n; i += 16) vf_store(x + i, mix_lanes<8>(mix_lanes<4>(mix_lanes<2>(mix_lanes<1>(vf_load(y + i))))));
   for (int step = 16; step < power; step *= 2)
     for (int i = 0; i < n; i += 2 * step)
       for (int j = i; j < i + step; j += 16) {
@@ -53,21 +46,16 @@ void pack_heads(const FullHeads& H, int head, int span, const float* qkv, size_t
   const float softmax_scale = kLog2E / (sqrtf((float)dim) * (float)power);
   alignas(64) float x[kMaxHeadDim];
   alignas(64) int8_t q8[kMaxHeadDim];
-  int32_t sums[kMaxHeadDim / 16];
   float poison = 0;  // NaN once a key is: a softmax would pass such a score over, so the values tell
   memset(H.k + at * dim, kQ8Unsigned ? 128 : 0, (size_t)kAttnKeys * dim);
   for (int r = 0; r < rows; ++r) {
     const float* row = qkv + (size_t)(first + r) * stride + (size_t)head * dim;
-    memcpy(x, row, sizeof(float) * (size_t)dim);
-    hadamard(x, dim, power);
-    H.q_scale[at + r] = quantize_span(x, dim, H.q + (at + r) * dim, sums) * softmax_scale;
-    int32_t sum = 0;
-    for (int i = 0; i < dim / 16; ++i) sum += sums[i];
-    H.q_neg_sum[at + r] = -sum;
-
-    memcpy(x, row + (size_t)H.num_heads * dim, sizeof(float) * (size_t)dim);
-    hadamard(x, dim, power);
-    H.k_scale[at + r] = quantize_span(x, dim, q8, sums);
+    vi sums = vi_zero();
+    hadamard(row, dim, power, x);
+    H.q_scale[at + r] = quantize_span(x, dim, H.q + (at + r) * dim, [&](int, vi q) { sums = vi_add(sums, q); }) * softmax_scale;
+    H.q_neg_sum[at + r] = -vi_sum(sums);
+    hadamard(row + (size_t)H.num_heads * dim, dim, power, x);
+    H.k_scale[at + r] = quantize_span(x, dim, q8, [](int, vi) {});
     poison += 0 * H.k_scale[at + r];
     uint8_t* k = H.k + (at + r / kPanelRows * kPanelRows) * dim + r % kPanelRows * 4;
     for (int d = 0; d < dim; d += 4) {

@@ -46,6 +46,7 @@ inline vi vi_round(vf a) { return _mm512_cvtps_epi32(a); }  // to nearest, ties 
 inline vf vf_scale2(vf a, vi n) {  // a * 2^n, n in -126..127
   return _mm512_mul_ps(a, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23)));
 }
+inline vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
 inline vi vi_zero() { return _mm512_setzero_si512(); }
 inline void vi_store_i8(int8_t* p, vi a) { _mm_storeu_si128((__m128i*)p, _mm512_cvtsepi32_epi8(a)); }
 template <int Step>  // lanes i and i ^ Step change places

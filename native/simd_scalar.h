@@ -94,6 +94,7 @@ inline vf vf_scale2(vf a, vi n) {
   LANES { const uint32_t x = (uint32_t)(n.v[i] + 127) << 23; float s; __builtin_memcpy(&s, &x, 4); a.v[i] *= s; }
   return a;
 }
+inline vi vi_add(vi a, vi b) { LANES a.v[i] += b.v[i]; return a; }
 inline vi vi_zero() { vi r; LANES r.v[i] = 0; return r; }
 inline void vi_store_i8(int8_t* p, vi a) {
   LANES p[i] = (int8_t)(a.v[i] > 127 ? 127 : a.v[i] < -128 ? -128 : a.v[i]);

@@ -8,7 +8,8 @@ from collections import OrderedDict, deque
 from collections.abc import Generator, Iterable
 
 from autoglm.errors import EngineError
-from autoglm.media.prompt_media import EmbeddingMemory, Encoded, MediaJob
+from autoglm.media.prompt_media import Encoded, MediaJob
+from autoglm.media.recently_used import RecentlyUsed
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ class EncoderQueue:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self.memory = EmbeddingMemory[Encoded](max_bytes)
+        self.memory = RecentlyUsed[Encoded](max_bytes)
         self.num_encoded = 0
         self.num_remembered = 0
         self._waiting: deque[MediaJob] = deque()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -155,37 +153,3 @@ class PromptMedia:
     def whole_end(self, start: int) -> int:
         """The end of the two-way span that begins at `start`; without one, the token's own."""
         return next((span.end for span in self.spans if span.sees_itself and span.start == start), start + 1)
-
-
-class _Sized(Protocol):
-    @property
-    def nbytes(self) -> int: ...
-
-
-Kept = TypeVar("Kept", bound=_Sized)
-
-
-class EmbeddingMemory(Generic[Kept]):
-    """Embeddings by key within a budget of bytes, the least recently used first to go.
-
-    The newest stays whatever its size: somebody is about to use it.
-    """
-
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self.num_bytes = 0
-        self._kept: OrderedDict[bytes, Kept] = OrderedDict()
-
-    def get(self, key: bytes) -> Kept | None:
-        found = self._kept.get(key)
-        if found is not None:
-            self._kept.move_to_end(key)
-        return found
-
-    def put(self, key: bytes, embeddings: Kept) -> None:
-        """Keep what was not there."""
-        self._kept[key] = embeddings
-        self.num_bytes += embeddings.nbytes
-        while self.num_bytes > self.max_bytes and len(self._kept) > 1:
-            _, old = self._kept.popitem(last=False)
-            self.num_bytes -= old.nbytes

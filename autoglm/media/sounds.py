@@ -74,6 +74,10 @@ class Sound:
         """Length in seconds."""
         return self.samples.size / SAMPLE_RATE_HZ
 
+    @property
+    def nbytes(self) -> int:
+        return self.samples.nbytes
+
 
 class _Bytes(io.BytesIO):
     """Bytes for libsndfile, whose callbacks must not raise: a seek out of a broken file's bounds stops at its edge."""

@@ -32,7 +32,6 @@ from autoglm.media.log_mel import log_mel, num_frames
 from autoglm.media.pictures import Picture
 from autoglm.media.pixel_budget import PixelBudget
 from autoglm.media.prompt_media import (
-    EmbeddingMemory,
     Embeddings,
     Encoded,
     Encoding,
@@ -41,6 +40,7 @@ from autoglm.media.prompt_media import (
     PromptMedia,
     TurnFusion,
 )
+from autoglm.media.recently_used import RecentlyUsed
 from autoglm.media.screen_pixels import stretched
 from autoglm.media.sounds import Sound
 from autoglm.model.encoder import beside
@@ -90,7 +90,7 @@ class Multimodal:
         check_tokens(gguf, backbone, tokens)
         self.tokens = tokens
         self._embed, self._two_way = embed, backbone.attention_mode == "media"
-        self._memory = EmbeddingMemory[Embeddings](REMEMBERED_BYTES)
+        self._memory = RecentlyUsed[Embeddings](REMEMBERED_BYTES)
         self._gguf = gguf
         self._file = f"{gguf.path.name}:{gguf.file_bytes}".encode()
         self.reader = reader = WeightReader(gguf, runtime, progress, in_floats=in_floats)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from autoglm.engine.fit import MAX_DECODED_BYTES, MediaMemory
-from autoglm.errors import RequestError
+from autoglm.errors import CapacityError, RequestError
 from autoglm.media.content_parts import KINDS, MediaPart, media_part
 from autoglm.media.limits import MediaLimits
 from autoglm.media.log_mel import SAMPLE_RATE_HZ
 from autoglm.media.pictures import DECODING_BYTES_PER_PIXEL, Picture, checked_header, decode_picture
 from autoglm.media.pixel_budget import requested_max_pixels
 from autoglm.media.prompt_media import PromptMedia
+from autoglm.media.recently_used import RecentlyUsed
 from autoglm.media.room import MediaRoom
 from autoglm.media.sounds import PADDING_S, Sound, decode_sound
 from autoglm.media.sources import MediaSources
@@ -23,6 +25,7 @@ from autoglm.server.schemas import ChatRequest, Message
 
 # What the chat template calls a part, by what it holds.
 TEMPLATE_TYPES = {"picture": "image", "sound": "audio"}
+RECENT_BYTES = 64 << 20  # of decoded media kept for a chat's next turn, which sends them again
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class MediaDoor:
     most_pixels  what a request may ask for; None: as many as the model takes
     memory       what encoding takes, for errors that tell it
     room         for decoded pictures and sounds of all requests
+    recent       what was decoded last, by the SHA-256 of kind and file; it counts in `room` and goes if that is full
     """
 
     multimodal: Multimodal
@@ -42,6 +46,7 @@ class MediaDoor:
     most_pixels: int | None = None
     memory: MediaMemory | None = None
     room: MediaRoom = field(default_factory=lambda: MediaRoom(MAX_DECODED_BYTES))
+    recent: RecentlyUsed[Picture | Sound] = field(default_factory=lambda: RecentlyUsed(RECENT_BYTES))
 
 
 @dataclass(frozen=True)
@@ -120,33 +125,58 @@ def decode(door: MediaDoor, parts: Sequence[MediaPart], files: Sequence[bytes], 
     num_pictures = sum(part.kind == "picture" for part in parts)
     asked = requested_max_pixels(request.max_pixels, request.mm_processor_kwargs, num_pictures=num_pictures)
     chosen = _pixel_budget(door, asked)
-    needed_bytes = _decoding_bytes(door, parts, files)
-    if parts:
+    media = _decoded(door, parts, files) if parts else []
+    return RequestMedia(
+        tuple(medium for medium in media if isinstance(medium, Picture)),
+        tuple(medium for medium in media if isinstance(medium, Sound)),
+        chosen,
+        (time.monotonic() - started_s) * 1e3,
+    )
+
+
+def _decoded(door: MediaDoor, parts: Sequence[MediaPart], files: Sequence[bytes]) -> list[Picture | Sound]:
+    """The media in order: what was decoded lately as it is, the others within the server's room."""
+    keys = [hashlib.sha256(part.kind.encode() + data).digest() for part, data in zip(parts, files, strict=True)]
+    media = [door.recent.get(key) for key in keys]
+    needed_bytes = _decoding_bytes(door, parts, files, media)
+    try:
+        door.room.take(needed_bytes, "messages")
+    except CapacityError:
+        door.recent.clear()
+        media = [None] * len(parts)  # or they would stand in their own way
+        needed_bytes = _decoding_bytes(door, parts, files, media)
         door.room.take(needed_bytes, "messages")
     held_bytes = 0
-    pictures: list[Picture] = []
-    sounds: list[Sound] = []
+    decoded = []
     try:
-        for part, data in zip(parts, files, strict=True):
-            if part.kind == "picture":
-                picture = decode_picture(data, limits=door.limits, param=part.param)
-                _check_shape(door, picture, part)
-                pictures.append(picture)
-            else:
-                sounds.append(decode_sound(data, limits=door.limits, param=part.param))
-        sizes = [*((p, p.rgb.nbytes) for p in pictures), *((s, s.samples.nbytes) for s in sounds)]
-        for medium, num_bytes in sizes:
-            door.room.follow(medium, num_bytes)
-            held_bytes += num_bytes
+        for part, data, key, medium in zip(parts, files, keys, media, strict=True):
+            if medium is None:
+                medium = _decode(door, part, data)
+                door.room.follow(medium, medium.nbytes)
+                held_bytes += medium.nbytes
+                door.recent.put(key, medium)
+            decoded.append(medium)
     finally:
         door.room.free(needed_bytes - held_bytes)
-    return RequestMedia(tuple(pictures), tuple(sounds), chosen, (time.monotonic() - started_s) * 1e3)
+    return decoded
 
 
-def _decoding_bytes(door: MediaDoor, parts: Sequence[MediaPart], files: Sequence[bytes]) -> int:
-    """What decoding one medium after another takes at most, from the headers; the sounds' from their limit."""
+def _decode(door: MediaDoor, part: MediaPart, data: bytes) -> Picture | Sound:
+    if part.kind == "sound":
+        return decode_sound(data, limits=door.limits, param=part.param)
+    picture = decode_picture(data, limits=door.limits, param=part.param)
+    _check_shape(door, picture, part)
+    return picture
+
+
+def _decoding_bytes(
+    door: MediaDoor, parts: Sequence[MediaPart], files: Sequence[bytes], known: Sequence[Picture | Sound | None]
+) -> int:
+    """What decoding one unknown medium after another takes at most: pictures' headers tell, sounds have a limit."""
     held_bytes = largest_bytes = 0
-    for part, data in zip(parts, files, strict=True):
+    for part, data, medium in zip(parts, files, known, strict=True):
+        if medium is not None:
+            continue
         if part.kind == "picture":
             header = checked_header(data, limits=door.limits, param=part.param)
             num_pixels = header.width * header.height

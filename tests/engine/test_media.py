@@ -15,7 +15,8 @@ from autoglm.engine.engine import Engine
 from autoglm.engine.sampling import SamplingParams
 from autoglm.engine.sequence import Sequence, SequenceOutput
 from autoglm.errors import RequestError
-from autoglm.media.prompt_media import EmbeddingMemory, Encoded, MediaJob, MediaSpan, PromptMedia, TurnFusion
+from autoglm.media.prompt_media import Encoded, MediaJob, MediaSpan, PromptMedia, TurnFusion
+from autoglm.media.recently_used import RecentlyUsed
 from tests.engine.fake_runner import FakeRunner, FakeTokenizer, default_pieces
 from tests.engine.harness import draft_always
 
@@ -209,7 +210,7 @@ def test_fusion_is_told_whatever_is_cached(caching: bool, is_remembered: bool) -
         ids, media = prompt(encoder, [1, 3])
         media.tells_fusion = True
         if name == "b" and not is_remembered:
-            engine.encoders.memory = EmbeddingMemory(1 << 20)
+            engine.encoders.memory = RecentlyUsed(1 << 20)
         outputs = run(engine, make_sequence(name, ids, media))[name]
         assert all(output.fusions == [] for output in outputs[:-1])
         answers.append(tokens_of(outputs))

@@ -17,7 +17,7 @@ from autoglm.cli.loading import LoadedModel, ModelOptions, load_model
 from autoglm.deploy.shipped import SHIPPED_MODELS
 from autoglm.media.limits import MediaLimits
 from autoglm.media.log_mel import log_mel
-from autoglm.media.prompt_media import EmbeddingMemory
+from autoglm.media.recently_used import RecentlyUsed
 from autoglm.media.sources import MediaSources
 from autoglm.server.app import create_app
 from autoglm.server.driver import EngineDriver
@@ -155,8 +155,8 @@ def test_fusion_equals_the_twins(
     replies = [ask(client, content_of(example), return_fusion="gates", max_tokens=2)]
     replies.append(ask(client, content_of(example), return_fusion="gates", max_tokens=2))
     assert loaded.multimodal is not None
-    loaded.engine.encoders.memory = EmbeddingMemory(1 << 24)
-    loaded.multimodal._memory = EmbeddingMemory(1 << 24)
+    loaded.engine.encoders.memory = RecentlyUsed(1 << 24)
+    loaded.multimodal._memory = RecentlyUsed(1 << 24)
     replies.append(ask(client, content_of(example), return_fusion="gates", max_tokens=2))
     cached = [reply["usage"]["prompt_tokens_details"]["cached_tokens"] for reply in replies]
     assert min(cached[1:]) > 0, "the second and third do not prefill what they fuse"
@@ -209,7 +209,8 @@ def test_fusion_that_cannot_be_told_is_a_400(client: TestClient, value: object, 
 
 def test_what_is_over_budget_is_a_400_with_the_numbers(client: TestClient) -> None:
     screen = picture(Image.new("RGB", (224, 480)))
-    room = client.app.state.service.media.room  # type: ignore[attr-defined]
+    door = client.app.state.service.media  # type: ignore[attr-defined]
+    room = door.room
     words = {"type": "text", "text": "go back " * 600}
 
     def refusal(content: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
@@ -225,11 +226,13 @@ def test_what_is_over_budget_is_a_400_with_the_numbers(client: TestClient) -> No
     assert "context is 2048 tokens" in error["message"]
     assert "has 11 pictures, at most 10 are read" in refusal([screen] * 11)["message"]
     assert "between 1024 and 107520 here, got 107521" in refusal([screen], max_pixels=107_521)["message"]
+    door.recent.clear()
     all_bytes, room.max_bytes = room.max_bytes, 1_000_000
     error = refusal([screen])
     room.max_bytes = all_bytes
     assert error["code"] == "media_too_large" and "this server has 1.0 MB for all of them" in error["message"]
     ask(client, [screen], max_tokens=2, n=2)
+    door.recent.clear()
     gc.collect()
     assert room.used_bytes == 0
 
