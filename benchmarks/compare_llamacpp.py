@@ -67,8 +67,6 @@ TARGETS = {
 TARGET_LIMITS = {"smollm2": {}, "glm4": {"bandwidth": 0.9, "onednn": 0.75}}  # of decode, of the layers' products
 TARGET_MEMORY = 1.15  # of file size + KV
 LEAST_COSINE = 0.99
-# Pages that are freed go back to a virtual machine's host, some seconds later and by taking a core from what runs then.
-SETTLE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -265,7 +263,6 @@ def run(load: Workload, threads: int, repeats: int, with_onednn: bool) -> dict[s
                 samples[engine].setdefault(phase, []).append(value)
         for name, value in measure_limits(products, threads).items():
             bounds.setdefault(name, []).append(value)
-        time.sleep(SETTLE_SECONDS)  # the memory that was read is freed now
         print(f"{load.name}: turn {turn + 1} of {repeats}", file=sys.stderr)
     for worker in (ours, theirs, *products.values()):
         worker.close()
