@@ -391,10 +391,12 @@ NB_MODULE(_native, m) {
                                std::tuple<int, int, int> sections, int head_dim, Floats inv_freq) {
         p.program.set_attention(to_rope(head_dim, rotary_dim, interleaved, sections, inv_freq), cache, num_heads);
       }, "cache"_a, "num_heads"_a, "rotary_dim"_a, "interleaved"_a, "sections"_a, "head_dim"_a, "inv_freq"_a.noconvert())
-      .def("rope_cache", [](PyProgram& p, int qkv, int layer) { p.program.rope_cache(qkv, layer); }, "qkv"_a, "layer"_a)
-      .def("attention", [](PyProgram& p, int qkv, int layer, int out, bool only_wanted) {
-        p.program.attention(qkv, layer, out, only_wanted);
-      }, "qkv"_a, "layer"_a, "out"_a, "only_wanted"_a = false, "only_wanted: of the rows of logits_rows, which lie gathered in out.")
+      .def("rope_cache", [](PyProgram& p, int rows, int layer) { p.program.rope_cache(rows, layer); }, "rows"_a, "layer"_a,
+           "Rows [q | k | v], or [k | v]: q and k are rotated, q scaled, k and v written into the cache.")
+      .def("rope_queries", [](PyProgram& p, int q) { p.program.rope_queries(q); }, "q"_a,
+           "Queries alone, rotated and scaled; after gather those of the rows gathered.")
+      .def("attention", [](PyProgram& p, int q, int layer, int out) { p.program.attention(q, layer, out); },
+           "q"_a, "layer"_a, "out"_a, "Rows that begin with rotated queries; after gather those of the rows gathered.")
       .def("set_full_attention", [](PyProgram& p, int num_heads, int rotary_dim, bool interleaved,
                                     std::tuple<int, int, int> sections, int head_dim, Floats inv_freq) {
         p.program.set_full_attention(to_rope(head_dim, rotary_dim, interleaved, sections, inv_freq), num_heads);

@@ -272,26 +272,51 @@ inline void rotate(const RopeConfig& rope, const float* cs, float* x) {
     for (int j = 0; j < half; ++j) turn(j, x[j], x[j + half]);
 }
 
+inline const float* rope_of(const Step& step, const RopeConfig& rope, int token) {
+  return step.rope.data() + (size_t)token * (size_t)rope.rotary_dim;
+}
+
+// Rotates the queries of one row and divides them by the root of their length, so that attention need not.
+inline void turn_queries(const RopeConfig& rope, const float* cs, int num_heads, float* q) {
+  const int d = rope.head_dim;
+  const float scale = 1.0f / std::sqrt((float)d);
+  for (int h = 0; h < num_heads; ++h, q += d) {
+    rotate(rope, cs, q);
+    for (int j = 0; j < d; ++j) q[j] *= scale;
+  }
+}
+
+struct Program::RopeQueries : Op {
+  const char* name() const override { return "rope_queries"; }
+  Buffer* q;
+  void run(Program& p, const Step& step, int begin, int end) override {
+    p.parallel_for(end - begin, [&](int i, int) {
+      const int r = begin + i, token = logits ? step.logits_rows[r] : r;
+      turn_queries(p.rope_, rope_of(step, p.rope_, token), p.num_heads_, q->row(r));
+    });
+  }
+};
+
 struct Program::RopeCache : Op {
   const char* name() const override { return "rope_cache"; }
-  Buffer* qkv;
+  Buffer* rows;      // [q | k | v], or [k | v]
+  bool has_queries;
   int layer;
 
   void run(Program& p, const Step& step, int begin, int end) override {
     const KvLayer& kv = p.cache_->layer(layer);
     const int d = p.rope_.head_dim;
-    const float scale = 1.0f / std::sqrt((float)d);
     p.parallel_for(end - begin, [&](int i, int) {
       const int r = begin + i;
-      const float* cs = step.rope.data() + (size_t)r * (size_t)p.rope_.rotary_dim;
-      float* q = qkv->row(r);
-      for (int h = 0; h < p.num_heads_; ++h, q += d) {
-        rotate(p.rope_, cs, q);
-        for (int j = 0; j < d; ++j) q[j] *= scale;
+      const float* cs = rope_of(step, p.rope_, r);
+      float* keys = rows->row(r);
+      if (has_queries) {
+        turn_queries(p.rope_, cs, p.num_heads_, keys);
+        keys += p.num_heads_ * d;
       }
       const int slot = step.slot_mapping[r];
       for (int h = 0; h < kv.num_kv_heads; ++h) {
-        float *k = q + h * d, *v = q + (kv.num_kv_heads + h) * d;
+        float *k = keys + h * d, *v = keys + (kv.num_kv_heads + h) * d;
         rotate(p.rope_, cs, k);
         p.kernels_.kv_write(kv, slot / kKvBlock, slot % kKvBlock, h, k, v);
       }
@@ -306,10 +331,9 @@ inline int keys_of(const Step& step, int seq, int t) {
 
 struct Program::Attend : Op {
   const char* name() const override { return "attention"; }
-  Buffer *qkv, *out;
+  Buffer *queries, *out;
   int layer;
-  bool only_wanted;
-  const std::vector<Step::AttnItem>& items(const Step& step) const { return only_wanted ? step.attention_wanted : step.attention; }
+  const std::vector<Step::AttnItem>& items(const Step& step) const { return logits ? step.attention_wanted : step.attention; }
   int count(const Step& step) const override { return (int)items(step).size(); }
   int slice(const Program& p) const override { return 2 * p.pool_.size(); }
   void run(Program& p, const Step& step, int begin, int end) override {
@@ -322,8 +346,9 @@ struct Program::Attend : Op {
       int rows = 0;
       for (int t = item.token_begin; t < item.token_end; ++t)
         for (int h = item.head_begin; h < item.head_end; ++h, ++rows) {
-          q[rows] = qkv->row(t) + h * d;
-          o[rows] = out->row(item.out_row + t - item.token_begin) + h * d;
+          const int row = item.row + t - item.token_begin;
+          q[rows] = queries->row(row) + h * d;
+          o[rows] = out->row(row) + h * d;
           limit[rows] = keys_of(step, item.seq, t);
         }
       p.kernels_.attention(p.cache_->layer(layer),
@@ -360,7 +385,7 @@ struct Program::PackHeads : Op {
       const int span = begin + i, last = std::min(step.num_tokens, (span + 1) * kAttnKeys);
       for (int r = span * kAttnKeys; r < last; ++r)
         for (int h = 0; h < 2 * heads.num_heads; ++h)
-          rotate(p.rope_, step.rope.data() + (size_t)r * (size_t)p.rope_.rotary_dim, qkv->row(r) + h * d);
+          rotate(p.rope_, rope_of(step, p.rope_, r), qkv->row(r) + h * d);
       for (int h = 0; h < heads.num_heads; ++h) p.kernels_.pack_heads(heads, h, span, qkv->row(0), (size_t)qkv->stride);
     });
   }

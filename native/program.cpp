@@ -216,6 +216,12 @@ void check_rope(const RopeConfig& rope) {
 }
 }  // namespace
 
+void Program::require_queries(int q) {
+  const int width = num_heads_ * rope_.head_dim;
+  require(cache_ != nullptr, "set_attention comes first");
+  require(at(q).width >= width, shape("query width", at(q).width, width));
+}
+
 void Program::set_attention(RopeConfig rope, std::shared_ptr<KvCache> cache, int num_heads) {
   check_rope(rope);
   require(cache->head_dim() == rope.head_dim, "the cache has another head_dim");
@@ -268,24 +274,35 @@ void Program::full_attention(int qkv, int out) {
   ops_.push_back(std::move(attend));
 }
 
-void Program::rope_cache(int qkv, int layer) {
+void Program::rope_cache(int rows, int layer) {
   auto op = std::make_unique<RopeCache>();
   require(cache_ && layer >= 0 && layer < cache_->num_layers(), "no such layer in the cache");
-  const int width = (num_heads_ + 2 * cache_->num_kv_heads()) * rope_.head_dim;
-  require(at(qkv).width == width, shape("qkv width", at(qkv).width, width));
-  op->qkv = &at(qkv);
+  require(!gathered_, "keys and values are those of all tokens: rope_cache comes before gather");
+  const int q = num_heads_ * rope_.head_dim, kv = 2 * cache_->num_kv_heads() * rope_.head_dim;
+  op->has_queries = at(rows).width != kv;
+  if (op->has_queries) require(at(rows).width == q + kv, shape("qkv width", at(rows).width, q + kv));
+  op->rows = &at(rows);
   op->layer = layer;
   ops_.push_back(std::move(op));
 }
 
-void Program::attention(int qkv, int layer, int out, bool only_wanted) {
+void Program::rope_queries(int q) {
+  auto op = std::make_unique<RopeQueries>();
+  require_queries(q);
+  op->q = &at(q);
+  op->logits = gathered_;
+  ops_.push_back(std::move(op));
+}
+
+void Program::attention(int q, int layer, int out) {
   auto op = std::make_unique<Attend>();
-  op->only_wanted = only_wanted;
   require(cache_ && layer >= 0 && layer < cache_->num_layers(), "no such layer in the cache");
+  require_queries(q);
   require(at(out).width == num_heads_ * rope_.head_dim, shape("attention output", at(out).width, num_heads_ * rope_.head_dim));
-  op->qkv = &at(qkv);
+  op->queries = &at(q);
   op->out = &at(out);
   op->layer = layer;
+  op->logits = gathered_;
   ops_.push_back(std::move(op));
 }
 
@@ -353,12 +370,12 @@ void Program::plan_attention(Step& step) const {
   int heads = std::min(groups, kAttnRows);
   if (tasks < want && pool_.size() > cache_->num_kv_heads()) heads = std::max(1, std::min(heads, groups * tasks / want));
   const int tokens = std::max(1, kAttnRows / heads);
-  const auto add = [&](std::vector<Step::AttnItem>& items, int s, int begin, int end, int out_row) {
+  const auto add = [&](std::vector<Step::AttnItem>& items, int s, int begin, int end, int row) {
     for (int t = begin; t < end; t += tokens)
       for (int kv = 0; kv < cache_->num_kv_heads(); ++kv)
         for (int h = 0; h < groups; h += heads)
           items.push_back({s, kv, t, std::min(t + tokens, end), kv * groups + h, kv * groups + std::min(h + heads, groups),
-                           out_row + t - begin});
+                           row + t - begin});
   };
   step.attention.clear();
   for (int s = 0; s < step.num_seqs; ++s)

@@ -70,7 +70,7 @@ struct Step {
   int num_embeddings = 0;
   const int32_t *logits_rows;             // [L]
 
-  struct AttnItem { int seq, kv_head, token_begin, token_end, head_begin, head_end, out_row; };
+  struct AttnItem { int seq, kv_head, token_begin, token_end, head_begin, head_end, row; };  // row: of token_begin
   std::vector<AttnItem> attention;        // of all tokens, longest first
   std::vector<AttnItem> attention_wanted;  // of those in logits_rows
   std::vector<float> rope;                // [T][rotary_dim / 2][cos, sin]
@@ -114,10 +114,13 @@ class Program {
   // result = quantize(silu(gate act) * (up act)), never leaving the cache in float
   void gated_mlp(int act, std::shared_ptr<Matrix> gate, std::shared_ptr<Matrix> up, int result);
   void set_attention(RopeConfig rope, std::shared_ptr<KvCache> cache, int num_heads);
-  // Rotate q and k of the fused rows [q | k | v], scale q, write k and v into the cache of `layer`.
-  void rope_cache(int qkv, int layer);
-  // only_wanted: of the rows in Step::logits_rows alone, one after the other in `out`.
-  void attention(int qkv, int layer, int out, bool only_wanted);
+  // Of rows [q | k | v], or [k | v] where nobody has a query yet: rotate q and k, scale q, write k and v into the cache
+  // of `layer`.
+  void rope_cache(int rows, int layer);
+  // The same for rows that begin with q, whose keys and values another rope_cache writes.
+  void rope_queries(int q);
+  // Rows that begin with q, rotated and scaled.
+  void attention(int q, int layer, int out);
   // Instead of set_attention, rope_cache and attention, where every row of the one sequence sees every other:
   // whole-number attention over packed copies (full_attention.h). As many heads of keys as of queries.
   void set_full_attention(RopeConfig rope, int num_heads);
@@ -148,10 +151,11 @@ class Program {
 
  private:
   struct Op;
-  struct Embed; struct Norm; struct Normalize; struct Quantize; struct Linear; struct GatedMlp; struct RopeCache; struct Attend;
+  struct Embed; struct Norm; struct Normalize; struct Quantize; struct Linear; struct GatedMlp; struct RopeQueries; struct RopeCache; struct Attend;
   struct PackHeads; struct FullAttend; struct Gather;
   Buffer& at(int i);
   Activation& act(int i);
+  void require_queries(int q);
   uint8_t* scratch(int thread) { return scratch_.data() + (size_t)thread * scratch_bytes_; }
   void plan_attention(Step& step) const;
   int first_slice() const;

@@ -162,10 +162,20 @@ class Program:
 
     def set_attention(self, cache: KvCache, num_heads: int, rotary_dim: int, interleaved: bool, sections: tuple[int, int, int], head_dim: int, inv_freq: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None: ...
 
-    def rope_cache(self, qkv: int, layer: int) -> None: ...
+    def rope_cache(self, rows: int, layer: int) -> None:
+        """
+        Rows [q | k | v], or [k | v]: q and k are rotated, q scaled, k and v written into the cache.
+        """
 
-    def attention(self, qkv: int, layer: int, out: int, only_wanted: bool = False) -> None:
-        """only_wanted: of the rows of logits_rows, which lie gathered in out."""
+    def rope_queries(self, q: int) -> None:
+        """
+        Queries alone, rotated and scaled; after gather those of the rows gathered.
+        """
+
+    def attention(self, q: int, layer: int, out: int) -> None:
+        """
+        Rows that begin with rotated queries; after gather those of the rows gathered.
+        """
 
     def set_full_attention(self, num_heads: int, rotary_dim: int, interleaved: bool, sections: tuple[int, int, int], head_dim: int, inv_freq: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None: ...
 

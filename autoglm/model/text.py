@@ -157,14 +157,19 @@ def build_text_program(
             program.norm(x, normed, layer.attn_norm, eps)
         else:
             program.norm(x, normed, layer.attn_norm, eps, branch=branch, post_weight=pending)
-        program.linear(normed, layer.qkv, qkv, biases=layer.qkv_bias, name="qkv")
-        program.rope_cache(qkv, index)
-        is_last = index == config.num_hidden_layers - 1
-        program.attention(qkv, index, heads, only_wanted=is_last)
-        if is_last:  # of the other tokens nobody reads more than keys and values
-            wanted = program.buffer(hidden)
+        if index < config.num_hidden_layers - 1:
+            program.linear(normed, layer.qkv, qkv, biases=layer.qkv_bias, name="qkv")
+            program.rope_cache(qkv, index)
+        else:  # of the tokens that are not wanted nobody reads more than keys and values
+            keys_values, wanted = program.buffer(2 * kv_width), program.buffer(hidden)
+            program.linear(normed, layer.qkv[1:], keys_values, biases=layer.qkv_bias[1:], name="kv")
+            program.rope_cache(keys_values, index)
             program.gather(x, wanted)
             x = wanted
+            program.norm(x, normed, layer.attn_norm, eps)
+            program.linear(normed, layer.qkv[:1], qkv, biases=layer.qkv_bias[:1], name="q")
+            program.rope_queries(qkv)
+        program.attention(qkv, index, heads)
         attended = activations.get("attended", q_width, [layer.attn_output])
         program.quantize(heads, attended)
         program.linear(attended, [layer.attn_output], branch if sandwich else x, accumulate=not sandwich, name="o_proj")

@@ -148,14 +148,21 @@ class PagedAttention:
         self.width = (heads + 2 * kv_heads) * dim
         self.keys = np.zeros((num_blocks, 16, kv_heads, dim), np.float32)
         self.values = np.zeros_like(self.keys)
-        self.program = kernels.Program(runtime, MAX_TOKENS)
+        self.cache = kernels.KvCache(1, num_blocks, kv_heads, dim, cache_type, cache_type)
+        self.runtime = runtime
+        self.program = self.fresh_program()
         self.qkv, self.out = self.program.buffer(self.width), self.program.buffer(heads * dim)
-        cache = kernels.KvCache(1, num_blocks, kv_heads, dim, cache_type, cache_type)
-        frequencies = (10000.0 ** (-np.arange(0, rotary, 2) / rotary)).astype(np.float32)
-        self.program.set_attention(cache, heads, rotary, interleaved, sections or (rotary // 2, 0, 0), dim, frequencies)
         self.program.rope_cache(self.qkv, 0)
         self.program.attention(self.qkv, 0, self.out)
         self.program.result(self.out)
+
+    def fresh_program(self) -> kernels.Program:
+        """One over this cache, with nothing in it yet."""
+        program = kernels.Program(self.runtime, MAX_TOKENS)
+        frequencies = (10000.0 ** (-np.arange(0, self.rotary, 2) / self.rotary)).astype(np.float32)
+        sections = self.sections or (self.rotary // 2, 0, 0)
+        program.set_attention(self.cache, self.heads, self.rotary, self.interleaved, sections, self.dim, frequencies)
+        return program
 
     def step(self, rows: np.ndarray, **arrays: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Native and true attention output of one step, both [T, heads * dim]."""
@@ -285,16 +292,34 @@ def test_attention_is_batch_and_chunk_invariant(runtime: kernels.Runtime, cache_
 
 @pytest.mark.parametrize("wanted", [[36], [0, 36, 37, 54], [3, 4, 5, 36, 38, 39, 40, 41], list(range(55)), []])
 def test_attention_of_the_wanted_rows_alone(runtime: kernels.Runtime, wanted: list[int]) -> None:
-    """Gathered in their order, the same bits as of all rows; one of the sequences brings no token."""
+    """Keys and values of all, queries of some: the same bits as of all; one of the sequences brings no token."""
     rng = np.random.default_rng(9)
-    paged = PagedAttention(runtime, **SHAPES["glm4"])
-    some = paged.program.buffer(32 * 128)
-    paged.program.attention(paged.qkv, 0, some, only_wanted=True)
+    whole, some = (PagedAttention(runtime, **SHAPES["glm4"]) for _ in range(2))
+    q_width = whole.heads * whole.dim
+    program = some.fresh_program()
+    keys_values, queries = program.buffer(whole.width - q_width), program.buffer(q_width)
+    gathered, out = program.buffer(q_width), program.buffer(q_width)
+    program.rope_cache(keys_values, 0)
+    program.gather(queries, gathered)
+    program.rope_queries(gathered)
+    program.attention(gathered, 0, out)
+    program.result(out)
     arrays = ragged_step([0, 0, 0, 0], [37, 0, 1, 17], np.arange(12).reshape(4, 3))
-    rows = rng.normal(0, 1, (55, paged.width)).astype(np.float32)
-    paged.program.view(paged.qkv)[:55] = rows
-    run(paged.program, 55, logits_rows=np.array(wanted, np.int32), **arrays)
-    np.testing.assert_array_equal(paged.program.view(some)[: len(wanted)], paged.program.view(paged.out)[wanted])
+    rows = rng.normal(0, 1, (55, whole.width)).astype(np.float32)
+    program.view(queries)[:55], program.view(keys_values)[:55] = rows[:, :q_width], rows[:, q_width:]
+    run(program, 55, logits_rows=np.array(wanted, np.int32), **arrays)
+    whole.program.view(whole.qkv)[:55] = rows
+    run(whole.program, 55, **arrays)
+    np.testing.assert_array_equal(program.view(out)[: len(wanted)], whole.program.view(whole.out)[wanted])
+
+
+def test_keys_and_values_are_those_of_all_rows(runtime: kernels.Runtime) -> None:
+    paged = PagedAttention(runtime)
+    paged.program.gather(paged.out, paged.program.buffer(paged.heads * paged.dim))
+    with pytest.raises(ValueError, match="rope_cache comes before gather"):
+        paged.program.rope_cache(paged.qkv, 0)
+    with pytest.raises(ValueError, match="query width: got 32, expected 192"):
+        paged.program.attention(paged.program.buffer(32), 0, paged.out)
 
 
 @pytest.mark.parametrize("cache_type", MEDIAN_ERROR)
