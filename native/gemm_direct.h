@@ -10,20 +10,26 @@ namespace {
 // Halves of a panel that T rows take at once: what their sums leave of the registers.
 constexpr int direct_halves(int T) { return T <= 4 ? kTileR : 1; }
 
+// How often T rows of Q4_K and Q5_K ask for the next chunk. Few rows wait for memory, and all at once is read fastest
+// (one row of Q4_K on one core of Zen 5: 40.3 GB/s, in four shares 35.8); more also compute for long, while what was
+// asked for comes in (four rows: 30.3 and 35.0).
+constexpr int k32_asks(int T) { return T <= 2 ? 1 : 4; }
+
 // acc += scale * dot for both halves of T rows
 template <int T, int R>
 AUTOGLM_INLINE void add_scaled(vi (&d)[T][R], const vf (&scale)[R], vf (&acc)[T][R]) {
   AUTOGLM_TILE(acc[t][g] = vf_fma(vf_from_int(d[t][g]), scale[g], acc[t][g]))
 }
 
-template <int T, int R, bool Five, int Pair>
-AUTOGLM_INLINE void direct_k32_pair(const uint8_t* p, int half, const int8_t* qx, vf (&acc)[T][R]) {
+// Blocks 2 pair and 2 pair + 1, whose fifth bits, if there are five, are bits Plane and Plane + 1 of the plane's bytes.
+template <int T, int R, bool Five, int Plane>
+AUTOGLM_INLINE void direct_k32_pair(const uint8_t* p, int pair, int half, const int8_t* qx, vf (&acc)[T][R]) {
   const vb low = vb_set1(15), high = vb_set1(16), upper = vb_set1(0xf0);
   // Where products take full bytes, high nibbles stay in place, 16 times too large, and their scale is taken 16
   // times smaller: both exact, and a shift less for every 64 bytes (18.9 to 19.6 GB/s on two cores).
   constexpr bool in_place = !Five && kFullBytes;
   const vf unit = vf_set1(in_place ? 0.0625f : 1.0f);
-  const uint8_t *nib = p + 640 + Pair * 1024, *plane = p + 640 + 4096;
+  const uint8_t *nib = p + 640 + pair * 1024, *plane = p + 640 + 4096;
   vi d0[T][R], d1[T][R];
   AUTOGLM_TILE(d0[t][g] = d1[t][g] = vi_zero())
 #pragma GCC unroll 8
@@ -37,21 +43,21 @@ AUTOGLM_INLINE void direct_k32_pair(const uint8_t* p, int half, const int8_t* qx
       x1[g] = in_place ? vb_and(x, upper) : vb_and(vb_shr<4>(x), low);
       if (Five) {
         const vb h = vb_load(plane + at);
-        x0[g] = vb_or(x0[g], vb_and(high_bit_raw<2 * Pair>(h), high));
-        x1[g] = vb_or(x1[g], vb_and(high_bit_raw<2 * Pair + 1>(h), high));
+        x0[g] = vb_or(x0[g], vb_and(high_bit_raw<Plane>(h), high));
+        x1[g] = vb_or(x1[g], vb_and(high_bit_raw<Plane + 1>(h), high));
       }
     }
     AUTOGLM_TILE({
-      d0[t][g] = dot4(d0[t][g], x0[g], quad_load(qx + t * kChunk + 64 * Pair + 4 * k));
-      d1[t][g] = dot4(d1[t][g], x1[g], quad_load(qx + t * kChunk + 64 * Pair + 32 + 4 * k));
+      d0[t][g] = dot4(d0[t][g], x0[g], quad_load(qx + t * kChunk + 64 * pair + 4 * k));
+      d1[t][g] = dot4(d1[t][g], x1[g], quad_load(qx + t * kChunk + 64 * pair + 32 + 4 * k));
     })
   }
   vf s0[R], s1[R];
 #pragma GCC unroll 2
   for (int g = 0; g < R; ++g) {
     const vf d = vf_load_f16((const uint16_t*)p + 16 * (half + g));
-    s0[g] = vf_mul(d, vf_load_u8(p + 128 + 64 * Pair + 16 * (half + g)));
-    s1[g] = vf_mul(vf_mul(d, unit), vf_load_u8(p + 128 + 64 * Pair + 32 + 16 * (half + g)));
+    s0[g] = vf_mul(d, vf_load_u8(p + 128 + 64 * pair + 16 * (half + g)));
+    s1[g] = vf_mul(vf_mul(d, unit), vf_load_u8(p + 128 + 64 * pair + 32 + 16 * (half + g)));
   }
   add_scaled<T, R>(d0, s0, acc);
   add_scaled<T, R>(d1, s1, acc);
@@ -59,13 +65,23 @@ AUTOGLM_INLINE void direct_k32_pair(const uint8_t* p, int half, const int8_t* qx
 
 template <int T, int R, bool Five>
 inline void direct_k32(const uint8_t* p, int half, const int8_t* qx, const ActMetaK* meta, Ahead& ahead, float* c) {
-  if (half == 0) ahead.ask();
   vf acc[T][R];
   AUTOGLM_TILE(acc[t][g] = vf_zero())
-  direct_k32_pair<T, R, Five, 0>(p, half, qx, acc);
-  direct_k32_pair<T, R, Five, 1>(p, half, qx, acc);
-  direct_k32_pair<T, R, Five, 2>(p, half, qx, acc);
-  direct_k32_pair<T, R, Five, 3>(p, half, qx, acc);
+  if (half == 0) ahead.ask();
+  if (Five || T <= 2) {  // shifts of bytes are by constants
+    direct_k32_pair<T, R, Five, 0>(p, 0, half, qx, acc);
+    if (k32_asks(T) == 4 && half == 0) ahead.ask();
+    direct_k32_pair<T, R, Five, 2>(p, 1, half, qx, acc);
+    if (k32_asks(T) == 4 && half == 0) ahead.ask();
+    direct_k32_pair<T, R, Five, 4>(p, 2, half, qx, acc);
+    if (k32_asks(T) == 4 && half == 0) ahead.ask();
+    direct_k32_pair<T, R, Five, 6>(p, 3, half, qx, acc);
+  } else {
+    for (int pair = 0; pair < 4; ++pair) {
+      if (pair && half == 0) ahead.ask();
+      direct_k32_pair<T, R, Five, 0>(p, pair, half, qx, acc);
+    }
+  }
   vi m[T][R];
   AUTOGLM_TILE(m[t][g] = vi_zero())
   for (int pair = 0; pair < 4; ++pair)
@@ -87,7 +103,8 @@ inline void direct_k16(const uint8_t* p, int half, const int8_t* qx, const ActMe
   for (int h = 0; h < 2; ++h) {
     if (half == 0) ahead.ask();
     const uint8_t *n0 = p + 576 + 2048 * h, *n1 = n0 + 1024, *plane = p + 576 + 4096 + 1024 * h;
-    float part[4][2][T][R][16];  // dots of blocks 4h..4h+3, two halves of 16 columns each, as scaled in order below
+    vf part[4][2][T][R];  // dots of blocks 4h..4h+3, two halves of 16 columns each, as scaled in order below
+#pragma GCC unroll 2
     for (int s = 0; s < 2; ++s) {
       vi dot[4][T][R];
 #pragma GCC unroll 4
@@ -114,14 +131,15 @@ inline void direct_k16(const uint8_t* p, int half, const int8_t* qx, const ActMe
         }
       }
 #pragma GCC unroll 4
-      for (int b = 0; b < 4; ++b) AUTOGLM_TILE(vf_store(part[b][s][t][g], vf_from_int(dot[b][t][g])))
+      for (int b = 0; b < 4; ++b) AUTOGLM_TILE(part[b][s][t][g] = vf_from_int(dot[b][t][g]))
     }
+#pragma GCC unroll 8
     for (int j = 0; j < 8; ++j)
 #pragma GCC unroll 2
       for (int g = 0; g < R; ++g) {
         const vf scale = vf_mul(d[g], vf_load_i8((const int8_t*)p + 64 + 32 * (8 * h + j) + 16 * (half + g)));
 #pragma GCC unroll 4
-        for (int t = 0; t < T; ++t) acc[t][g] = vf_fma(vf_load(part[j / 2][j % 2][t][g]), scale, acc[t][g]);
+        for (int t = 0; t < T; ++t) acc[t][g] = vf_fma(part[j / 2][j % 2][t][g], scale, acc[t][g]);
       }
   }
   AUTOGLM_TILE({
@@ -212,16 +230,24 @@ inline void direct_q8(const uint8_t* p, int half, int blocks, const int8_t* qx, 
 
 #define AUTOGLM_HALVES for (int half = 0; half < 2; half += kTileR)
 
+// The most rows that go straight to the products: their sums have to stay in registers. K-quants work on two blocks at
+// once or four, the others on one.
+constexpr int direct_rows(bool k_quant) { return k_quant && kDirectRows > 4 ? 4 : kDirectRows; }
+
 template <int T>
 void direct_chunk(QuantType type, const uint8_t* p, int blocks, const int8_t* q, const void* meta, Ahead& ahead,
                   float* c) {
-  constexpr int R = direct_halves(T);
+  constexpr int K = T <= direct_rows(true) ? T : 1;
+  constexpr int R = direct_halves(T), K16R = direct_halves(2 * K);
   const ActMetaK* mk = (const ActMetaK*)meta;
   const ActMetaB* mb = (const ActMetaB*)meta;
+  if (type == QuantType::Q6_K) {
+    for (int half = 0; half < 2; half += K16R) direct_k16<K, K16R>(p, half, q, mk, ahead, c);
+    return;
+  }
   for (int half = 0; half < 2; half += R) switch (type) {
-    case QuantType::Q4_K: direct_k32<T, R, false>(p, half, q, mk, ahead, c); break;
-    case QuantType::Q5_K: direct_k32<T, R, true>(p, half, q, mk, ahead, c); break;
-    case QuantType::Q6_K: direct_k16<T, R>(p, half, q, mk, ahead, c); break;
+    case QuantType::Q4_K: direct_k32<K, R, false>(p, half, q, mk, ahead, c); break;
+    case QuantType::Q5_K: direct_k32<K, R, true>(p, half, q, mk, ahead, c); break;
     case QuantType::Q4_0: direct_b32<T, R, 3, false, false>(p, half, blocks, q, mb, ahead, c); break;
     case QuantType::Q4_1: direct_b32<T, R, -1, true, false>(p, half, blocks, q, mb, ahead, c); break;
     case QuantType::Q5_0: direct_b32<T, R, 4, false, true>(p, half, blocks, q, mb, ahead, c); break;

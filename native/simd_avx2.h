@@ -10,6 +10,7 @@ struct vb { __m256i a, b; };  // 64 bytes
 constexpr int kTileT = 3;     // 6 int + 6 float accumulators + 2 weights + 1 broadcast + ones = 16 registers
 constexpr int kTileR = 1;
 constexpr int kDirectRows = 1;  // up to here weights go from memory to registers to products
+constexpr int kQ8Asks = 1;      // rows of Q8_0 from which on what comes next is asked for
 constexpr int kScoreRows = 2;   // query rows whose scores against two blocks of keys are summed together
 constexpr int kValueVectors = 1;  // of 16 dims, for four rows: what the registers hold
 constexpr bool kFullBytes = false;  // vpmaddubsw would saturate: dot4 takes weights up to 127
