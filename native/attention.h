@@ -206,33 +206,6 @@ inline void softmax_step(float* s, int keys, float* top, float* sum, float* acc,
   vf_store(sum, total);
 }
 
-struct AttnScratch {
-  float* block;  // keys [head_dim][16], then values [16][head_dim], of two blocks
-  float* acc;    // [rows][head_dim]
-  float* s;      // scores, then weights [rows][kAttnKeys]
-  float* sum;    // running sums in 16 lanes [rows][16]
-  float* top;    // running maximum [rows]
-  // Of a cache of whole numbers: scales of a span's values [kAttnKeys]; queries [rows][head_dim] and weights
-  // [rows][kAttnKeys], and what one step of each is [rows].
-  float *scale, *q_scale, *step;
-  int16_t *q, *p;
-};
-
-inline AttnScratch carve_attention(uint8_t* p) {
-  AttnScratch x;
-  x.block = (float*)p;
-  x.acc = x.block + kPair * kKvBlock * kMaxHeadDim;
-  x.s = x.acc + kAttnRows * kMaxHeadDim;
-  x.sum = x.s + kAttnRows * kAttnKeys;
-  x.top = x.sum + kAttnRows * 16;
-  x.scale = x.top + kAttnRows;
-  x.q_scale = x.scale + kAttnKeys;
-  x.step = x.q_scale + kAttnRows;
-  x.q = (int16_t*)(x.step + kAttnRows);
-  x.p = x.q + kAttnRows * kMaxHeadDim;
-  return x;
-}
-
 // 64 keys, and the rows that see some of them: `first` and those after it.
 struct Span {
   const KvLayer& L;
@@ -260,11 +233,12 @@ void float_scores(Span& s) {
   }
 }
 
+template <bool Often>
 void i16_scores(Span& s) {
   const uint8_t* keys[kAttnKeys / kKvBlock];
   for (int b = 0; b < s.blocks; ++b) keys[b] = key_block(s.L, s.table[b], s.t.kv_head);
-  for_tiles(s.t.rows - s.first, RunI16Scores{s.x.q + s.first * s.L.head_dim, s.x.q_scale + s.first, s.L.head_dim, s.blocks,
-                                             keys, s.x.s + kAttnKeys * s.first, &s.ahead});
+  for_tiles(s.t.rows - s.first, RunI16Scores<Often>{s.x.q + s.first * s.L.head_dim, s.x.q_scale + s.first, s.L.head_dim,
+                                                    s.blocks, keys, s.x.s + kAttnKeys * s.first, &s.ahead});
 }
 
 void float_values(Span& s) {
@@ -290,6 +264,7 @@ void float_values(Span& s) {
   }
 }
 
+template <bool Often>
 void i16_values(Span& s) {
   const AttnScratch& x = s.x;
   const int w = s.L.head_dim_pad;
@@ -298,12 +273,10 @@ void i16_values(Span& s) {
     values[b] = value_block(s.L, s.table[b], s.t.kv_head);
     vf_store(x.scale + kKvBlock * b, vf_load(i16_scales(values[b], w)));
   }
-  for (int r = s.first; r < s.t.rows; ++r) {
-    const auto step = s.keys(r) == kAttnKeys ? i16_softmax_step<true> : i16_softmax_step<false>;
-    x.step[r] = step(x.s + kAttnKeys * r, x.scale, s.keys(r), x.p + kAttnKeys * r, x.top + r, x.sum + 16 * r, x.acc + r * w, w);
-  }
-  for_tiles(s.t.rows - s.first, RunI16Values{x.p + kAttnKeys * s.first, x.step + s.first, w, s.blocks, values,
-                                             x.acc + s.first * w, &s.ahead});
+  const I16Softmax softmax{x, w};
+  for (int r = s.first; r < s.t.rows; r += 16) softmax.run(r, std::min(16, s.t.rows - r), [&](int row) { return s.keys(row); });
+  for_tiles(s.t.rows - s.first, RunI16Values<Often>{x.p + kAttnKeys * s.first, x.step + s.first, w, s.blocks, values,
+                                                    x.acc + s.first * w, &s.ahead});
 }
 
 void attention(const KvLayer& L, const AttnTile& t, uint8_t* scratch) {
@@ -323,9 +296,10 @@ void attention(const KvLayer& L, const AttnTile& t, uint8_t* scratch) {
     const int left = longest - start;
     Span s{L, t, x, start, first, (clamp_keys(left, kAttnKeys) + kKvBlock - 1) / kKvBlock, t.block_table + start / kKvBlock, {}};
     for (int b = kAttnKeys; b < 2 * kAttnKeys && b < left; b += kKvBlock) s.ahead.add(L, s.table[b / kKvBlock], t.kv_head);
-    s.ahead.share(i16_both ? 2 * ((t.rows - first + kTileT - 1) / kTileT) : 2 * kAttnKeys / kKvBlock / kPair);
-    i16_keys ? i16_scores(s) : float_scores(s);
-    L.v_type == KvType::I16 ? i16_values(s) : float_values(s);
+    s.ahead.share(i16_both ? i16_asks(t.rows - first, w) : 2 * kAttnKeys / kKvBlock / kPair);
+    const bool often = i16_asks_often(t.rows - first);
+    i16_keys ? often ? i16_scores<true>(s) : i16_scores<false>(s) : float_scores(s);
+    L.v_type == KvType::I16 ? often ? i16_values<true>(s) : i16_values<false>(s) : float_values(s);
   }
   for (int r = 0; r < t.rows; ++r) {
     const float inv = 1.0f / vf_reduce_add(vf_load(x.sum + 16 * r));

@@ -153,26 +153,37 @@ struct RunWeights {
   }
 };
 
-// One row's scores of a span -> weights in steps of its largest so far; what was summed follows when that rises.
-inline void full_softmax_step(const float* s, int16_t* p, float* top, float* sum, float* acc, int width) {
-  vf m = vf_load(s);
-  for (int i = 16; i < kAttnKeys; i += 16) m = vf_max(vf_load(s + i), m);
-  const float highest = vf_reduce_max(m);
-  if (highest > *top) {
+// Scores of a span -> weights in steps of a row's largest so far; what was summed follows when that rises. Rows first ..
+// first + count - 1, at most sixteen of them: none waits for its own maximum.
+inline void full_softmax(const FullScratch& x, int first, int count, int width) {
+  alignas(64) float lanes[16 * 16], highest[16];
+  for (int i = 0; i < count; ++i) {
+    const float* s = x.s + kAttnKeys * (first + i);
+    vf m = vf_load(s);
+    for (int j = 16; j < kAttnKeys; j += 16) m = vf_max(vf_load(s + j), m);
+    vf_store(lanes + 16 * i, m);
+  }
+  vf_store(highest, largest_of_rows(lanes));
+  for (int i = 0; i < count; ++i) {
+    const int r = first + i;
+    if (!(highest[i] > x.top[r])) continue;
     float less[16];
-    vf_store(less, vf_exp2_down(vf_set1(*top - highest)));
-    vf_store(sum, vf_mul(vf_load(sum), vf_set1(less[0])));
-    scale_row(acc, width, less[0]);
-    *top = highest;
+    vf_store(less, vf_exp2_down(vf_set1(x.top[r] - highest[i])));
+    vf_store(x.sum + 16 * r, vf_mul(vf_load(x.sum + 16 * r), vf_set1(less[0])));
+    scale_row(x.acc + width * r, width, less[0]);
+    x.top[r] = highest[i];
   }
-  const vf shift = vf_set1(*top);
-  vf total = vf_load(sum);
-  for (int i = 0; i < kAttnKeys; i += 16) {
-    const vi w = vi_round(vf_mul(vf_exp2_down(vf_sub(vf_load(s + i), shift)), vf_set1(kWeightSteps)));
-    vi_store_i16(p + i, w);
-    total = vf_add(total, vf_from_int(w));
+  for (int r = first; r < first + count; ++r) {
+    const vf shift = vf_set1(x.top[r]);
+    vf total = vf_load(x.sum + 16 * r);
+    for (int j = 0; j < kAttnKeys; j += 16) {
+      const vf s = vf_load(x.s + kAttnKeys * r + j);
+      const vi w = vi_round(vf_mul(vf_exp2_down(vf_sub(s, shift)), vf_set1(kWeightSteps)));
+      vi_store_i16(x.p + kAttnKeys * r + j, w);
+      total = vf_add(total, vf_from_int(w));
+    }
+    vf_store(x.sum + 16 * r, total);
   }
-  vf_store(sum, total);
 }
 
 void full_attention(const FullHeads& H, int head, int first, int rows, float* const* out, uint8_t* scratch) {
@@ -185,11 +196,9 @@ void full_attention(const FullHeads& H, int head, int first, int rows, float* co
   for (int start = 0; start < H.rows; start += kAttnKeys) {
     for (int panel = 0; panel < kAttnKeys; panel += kPanelRows)
       for_tiles(rows, RunScores{H, at + first, at + start + panel, x.s + panel});
-    for (int r = 0; r < rows; ++r) {
-      float* s = x.s + r * kAttnKeys;
-      for (int i = H.rows - start; i < kAttnKeys; ++i) s[i] = -INFINITY;
-      full_softmax_step(s, x.p + r * kAttnKeys, x.top + r, x.sum + 16 * r, x.acc + r * width, width);
-    }
+    for (int r = 0; r < rows; ++r)
+      for (int i = H.rows - start; i < kAttnKeys; ++i) x.s[r * kAttnKeys + i] = -INFINITY;
+    for (int r = 0; r < rows; r += 16) full_softmax(x, r, std::min(16, rows - r), width);
     const int16_t* v = H.v + (at + start) * width;
     const float* scale = H.v_scale + (at + start) / kAttnKeys * width;
     for (int d = 0; d < width; d += kPanelRows)

@@ -127,8 +127,11 @@ struct Program::Norm : Op {
       const int r = begin + i;
       float *row = x->row(r), *normed = (float*)p.scratch(thread);
       if (branch) {
-        float* b = branch->row(r);
-        if (!post_weight.empty()) p.kernels_.rms_norm(b, post_weight.data(), eps, x->width, b);
+        const float* b = branch->row(r);
+        if (!post_weight.empty()) {
+          p.kernels_.rms_norm(b, post_weight.data(), eps, x->width, normed);
+          b = normed;
+        }
         p.kernels_.add(row, b, x->width);
       }
       apply_norm(p.kernels_, row, weight, bias, eps, x->width, normed);
@@ -398,7 +401,8 @@ struct Program::FullAttend : Op {
   int num_heads;
   static int blocks(const Step& step) { return (step.num_tokens + kFullRows - 1) / kFullRows; }
   int count(const Step& step) const override { return num_heads * blocks(step); }
-  int slice(const Program& p) const override { return 4 * p.pool_.size(); }
+  int slice(const Program& p) const override { return 16 * least_slice(p); }
+  int least_slice(const Program& p) const override { return 4 * p.pool_.size(); }
   void run(Program& p, const Step& step, int begin, int end) override {
     const FullHeads& heads = p.full_heads_;
     p.parallel_for(end - begin, [&](int i, int thread) {

@@ -73,6 +73,12 @@ inline vf vf_swap(vf x) {
     default: return {x.b, x.a};
   }
 }
+template <int Step>  // lanes i with bit Step of b, the others of a
+inline vf vf_take(vf a, vf b) {
+  constexpr int mask = Step == 1 ? 0xaa : Step == 2 ? 0xcc : 0xf0;
+  if (Step == 8) return {a.a, b.b};
+  return {_mm256_blend_ps(a.a, b.a, mask), _mm256_blend_ps(a.b, b.b, mask)};
+}
 inline __m256i pairs16(__m256i low, __m256i high) {
   return _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi32(0xffff)), _mm256_slli_epi32(high, 16));
 }

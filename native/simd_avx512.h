@@ -59,6 +59,10 @@ inline vf vf_swap(vf a) {
     default: return _mm512_shuffle_f32x4(a, a, 0x4e);
   }
 }
+template <int Step>  // lanes i with bit Step of b, the others of a
+inline vf vf_take(vf a, vf b) {
+  return _mm512_mask_blend_ps(Step == 1 ? 0xaaaa : Step == 2 ? 0xcccc : Step == 4 ? 0xf0f0 : 0xff00, a, b);
+}
 inline void vi_store_pairs(int16_t* p, vi low, vi high) {  // p[2 i] = low[i], p[2 i + 1] = high[i]
   _mm512_storeu_si512((void*)p, _mm512_or_si512(_mm512_and_si512(low, _mm512_set1_epi32(0xffff)), _mm512_slli_epi32(high, 16)));
 }

@@ -102,6 +102,8 @@ inline void vi_store_i8(int8_t* p, vi a) {
 }
 template <int Step>
 inline vf vf_swap(vf a) { vf r; LANES r.v[i] = a.v[i ^ Step]; return r; }
+template <int Step>  // lanes i with bit Step of b, the others of a
+inline vf vf_take(vf a, vf b) { vf r; LANES r.v[i] = i & Step ? b.v[i] : a.v[i]; return r; }
 inline void vi_store_pairs(int16_t* p, vi low, vi high) { LANES { p[2 * i] = (int16_t)low.v[i]; p[2 * i + 1] = (int16_t)high.v[i]; } }
 inline void vi_store_i16(int16_t* p, vi a) {
   LANES p[i] = (int16_t)(a.v[i] > 32767 ? 32767 : a.v[i] < -32768 ? -32768 : a.v[i]);
