@@ -173,6 +173,19 @@ nb::ndarray<nb::numpy, float> matmul(Runtime& rt, const Matrix& m, Floats2 x) {
   return result;
 }
 
+struct PyMemoryReader {
+  std::shared_ptr<Runtime> runtime;
+  MemoryReader reader;
+  PyMemoryReader(std::shared_ptr<Runtime> rt, size_t num_bytes) : runtime(rt), reader(*rt->kernels, rt->pool, num_bytes) {}
+};
+
+std::unique_ptr<PyMemoryReader> make_memory_reader(std::shared_ptr<Runtime> rt, size_t num_bytes) {
+  require(num_bytes >= 1 && num_bytes <= (size_t)1 << 40, "num_bytes must be 1 to 2^40");
+  nb::gil_scoped_release release;
+  std::lock_guard<std::mutex> lock(rt->in_use);
+  return std::make_unique<PyMemoryReader>(rt, num_bytes);
+}
+
 // Keeps alive what the program points into, and checks every step before it runs.
 struct PyProgram {
   std::shared_ptr<Runtime> runtime;
@@ -348,6 +361,14 @@ NB_MODULE(_native, m) {
       .def_ro("int8_macs_per_s", &MachineLimits::int8_macs_per_s)
       .def_ro("int16_macs_per_s", &MachineLimits::int16_macs_per_s)
       .def_ro("float_macs_per_s", &MachineLimits::float_macs_per_s);
+
+  nb::class_<PyMemoryReader>(m, "MemoryReader", "Memory held to be read again and again by all threads of a runtime.")
+      .def(nb::new_(&make_memory_reader), "runtime"_a, "num_bytes"_a, "num_bytes: several times what the last cache holds.")
+      .def("bytes_per_s", [](PyMemoryReader& r, double seconds) {
+        nb::gil_scoped_release release;
+        std::lock_guard<std::mutex> lock(r.runtime->in_use);
+        return r.reader.bytes_per_s(seconds);
+      }, "seconds"_a, "The fastest eighth of what is read in about so many seconds.");
 
   nb::class_<PyProgram>(m, "Program", "A network as a list of operations over named buffers.")
       .def(nb::init<std::shared_ptr<Runtime>, int>(), "runtime"_a, "max_tokens"_a)

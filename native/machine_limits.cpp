@@ -6,8 +6,6 @@
 #include <cstring>
 #include <vector>
 
-#include "memory.h"
-
 namespace autoglm {
 
 namespace {
@@ -45,23 +43,28 @@ double macs_per_s(ThreadPool& pool, int64_t (*peak)(int), double seconds) {
 
 }  // namespace
 
-MachineLimits measure_limits(const KernelTable& kernels, ThreadPool& pool, size_t read_bytes, double seconds) {
-  const int pieces = (int)std::max<size_t>(1, read_bytes / kParts / kPiece);  // of a part
-  const size_t part = (size_t)pieces * kPiece;
-  const Pages pages(kParts * part);
+MemoryReader::MemoryReader(const KernelTable& kernels, ThreadPool& pool, size_t num_bytes)
+    : kernels_(kernels), pool_(pool), pieces_((int)std::max<size_t>(1, num_bytes / kParts / kPiece)),
+      pages_(kParts * (size_t)pieces_ * kPiece) {
   // Pages nobody wrote are all one page of zeros.
-  pool.parallel_for(kParts * pieces, [&](int i, int) { std::memset(pages.data() + (size_t)i * kPiece, 1, kPiece); });
-  double read = 0;
-  size_t turn = 0;
-  for (size_t ahead : kAhead) {
-    read = std::max(read, best_rate(seconds / std::size(kAhead), [&] {
-      const uint8_t* p = pages.data() + turn++ % kParts * part;
-      pool.parallel_for(pieces, [&](int i, int) { kernels.peak_read(p + (size_t)i * kPiece, kPiece, ahead); });
+  pool.parallel_for(kParts * pieces_, [&](int i, int) { std::memset(pages_.data() + (size_t)i * kPiece, 1, kPiece); });
+}
+
+double MemoryReader::bytes_per_s(double seconds) {
+  double best = 0;
+  const size_t part = (size_t)pieces_ * kPiece;
+  for (size_t ahead : kAhead)
+    best = std::max(best, best_rate(seconds / std::size(kAhead), [&] {
+      const uint8_t* p = pages_.data() + turn_++ % kParts * part;
+      pool_.parallel_for(pieces_, [&](int i, int) { kernels_.peak_read(p + (size_t)i * kPiece, kPiece, ahead); });
       return (double)part;
     }));
-  }
-  return {read, macs_per_s(pool, kernels.peak_int8, seconds), macs_per_s(pool, kernels.peak_int16, seconds),
-          macs_per_s(pool, kernels.peak_float, seconds)};
+  return best;
+}
+
+MachineLimits measure_limits(const KernelTable& kernels, ThreadPool& pool, size_t read_bytes, double seconds) {
+  return {MemoryReader(kernels, pool, read_bytes).bytes_per_s(seconds), macs_per_s(pool, kernels.peak_int8, seconds),
+          macs_per_s(pool, kernels.peak_int16, seconds), macs_per_s(pool, kernels.peak_float, seconds)};
 }
 
 }  // namespace autoglm

@@ -137,6 +137,15 @@ class MachineLimits:
     @property
     def float_macs_per_s(self) -> float: ...
 
+class MemoryReader:
+    """Memory held to be read again and again by all threads of a runtime."""
+
+    def __init__(self, runtime: Runtime, num_bytes: int) -> None:
+        """num_bytes: several times what the last cache holds."""
+
+    def bytes_per_s(self, seconds: float) -> float:
+        """The fastest eighth of what is read in about so many seconds."""
+
 class Program:
     """A network as a list of operations over named buffers."""
 
