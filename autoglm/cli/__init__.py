@@ -155,6 +155,8 @@ def _serve(
     """Serve a model over the OpenAI API."""
     # What a start makes stays: looking through it for garbage took a fifth of the time modules took to read.
     gc.disable()
+    # NumPy multiplies small matrices here; its library's own threads, begun as it is read, only spin beside ours.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from autoglm.cli import start_files
 
     start_files.ask()
