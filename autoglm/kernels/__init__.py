@@ -7,6 +7,7 @@ from autoglm.kernels._native import (
     OpProfile,
     Program,
     Runtime,
+    Vocabulary,
     WeightLoader,
     argmax,
     ask_for_files,
@@ -14,6 +15,7 @@ from autoglm.kernels._native import (
     matmul,
     measure_limits,
     quantize,
+    string_offsets,
 )
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "OpProfile",
     "Program",
     "Runtime",
+    "Vocabulary",
     "WeightLoader",
     "argmax",
     "ask_for_files",
@@ -30,4 +33,5 @@ __all__ = [
     "matmul",
     "measure_limits",
     "quantize",
+    "string_offsets",
 ]
