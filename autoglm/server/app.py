@@ -97,7 +97,7 @@ class RequestCounter:
 
         async def counting_send(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self._counts.requests.labels(path, str(message["status"])).inc()
+                self._counts.requests.inc(labels=(path, str(message["status"])))
             await send(message)
 
         await self.app(scope, receive, counting_send)
