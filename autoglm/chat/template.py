@@ -103,14 +103,14 @@ class ChatTemplate:
         environment.globals["strftime_now"] = _strftime_now
         try:
             tree = environment.parse(source)
-            self._template = environment.from_string(source)
+            self.uses_tools = any(node.name == "tools" for node in tree.find_all(nodes.Name))
+            self._template = environment.from_string(tree)
         except (TemplateError, RecursionError) as error:
             line = error.lineno if isinstance(error, TemplateSyntaxError) else "unknown"
             raise FormatError(
                 f"chat template, line {line}: not valid Jinja ({ascii(str(error))[:120]}); "
                 "pass a working one with --chat-template-file"
             ) from None
-        self.uses_tools = any(node.name == "tools" for node in tree.find_all(nodes.Name))
         self._marker = Marker(control_texts or [], source, OPEN_TAGS)
         self._takes_text = self._prints(_PROBE)
         self._takes_parts = self._prints([{"type": "text", "text": _PROBE}])
