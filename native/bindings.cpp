@@ -7,15 +7,18 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cmath>
 #include <cstdlib>
+#include <memory>
 #include <mutex>
 #include <stdexcept>
 
 #include "machine_limits.h"
 #include "program.h"
 #include "quantize.h"
+#include "vocabulary.h"
 #include "weight_loader.h"
 
 namespace nb = nanobind;
@@ -30,8 +33,18 @@ using Floats2 = nb::ndarray<const float, nb::numpy, nb::ndim<2>, nb::c_contig, n
 using Ints = nb::ndarray<const int32_t, nb::numpy, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Ints2 = nb::ndarray<const int32_t, nb::numpy, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
+using Offsets = nb::ndarray<const uint32_t, nb::numpy, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
 void require(bool condition, const char* message) {
   if (!condition) throw std::invalid_argument(message);
+}
+
+Strings to_strings(const nb::bytes& data, const Offsets& offsets) {
+  require(offsets.size() >= 1, "offsets must hold an entry more than there are strings");
+  const uint32_t* o = offsets.data();
+  for (size_t i = 1; i < offsets.size(); ++i)
+    require((uint64_t)o[i] >= (uint64_t)o[i - 1] + 8 && o[i] <= data.size(), "offsets must rise within data");
+  return {data.c_str(), o, offsets.size() - 1};
 }
 
 QuantType to_type(int id) {
@@ -57,6 +70,19 @@ nb::ndarray<nb::numpy, float> make_array(std::vector<size_t> dims) {
   float* data = new float[n];
   nb::capsule owner(data, [](void* p) noexcept { delete[] (float*)p; });
   return nb::ndarray<nb::numpy, float>(data, dims.size(), dims.data(), owner);
+}
+
+nb::ndarray<nb::numpy, uint32_t, nb::ndim<1>> offsets_of_strings(Bytes buffer, size_t first, size_t end, size_t count) {
+  require(first <= end && end <= buffer.size(), "first and end must lie within the buffer");
+  auto offsets = std::make_unique<std::vector<uint32_t>>();
+  {
+    nb::gil_scoped_release release;
+    const size_t size = std::min<size_t>(end - first, UINT32_MAX);
+    *offsets = string_offsets((const char*)buffer.data() + first, size, std::min(count, size / 8));
+  }
+  std::vector<uint32_t>* data = offsets.release();
+  nb::capsule owner(data, [](void* p) noexcept { delete (std::vector<uint32_t>*)p; });
+  return nb::ndarray<nb::numpy, uint32_t, nb::ndim<1>>(data->data(), {data->size()}, owner);
 }
 
 // The kernel table and the threads that everything else runs on.
@@ -441,6 +467,34 @@ NB_MODULE(_native, m) {
       .def("view", &PyProgram::view, "buffer"_a, "The buffer as f32 [max_tokens, width], shared memory.")
       .def_prop_ro("nbytes", [](const PyProgram& p) { return p.program.nbytes(); });
 
+  nb::class_<Vocabulary>(m, "Vocabulary", "A byte-level BPE vocabulary. Strings are given as string_offsets found them.")
+      .def("__init__", [](Vocabulary* self, nb::bytes tokens, Offsets offsets, nb::bytes is_hidden, bool ignore_merges) {
+        const Strings strings = to_strings(tokens, offsets);
+        require(is_hidden.size() == strings.count, "is_hidden must hold a byte a token");
+        nb::gil_scoped_release release;
+        new (self) Vocabulary(strings, (const uint8_t*)is_hidden.c_str(), ignore_merges);
+      }, "tokens"_a, "offsets"_a.noconvert(), "is_hidden"_a, "ignore_merges"_a)
+      .def("add_merges", [](Vocabulary& v, nb::bytes merges, Offsets offsets) {
+        const Strings strings = to_strings(merges, offsets);
+        nb::gil_scoped_release release;
+        return v.add_merges(strings);
+      }, "merges"_a, "offsets"_a.noconvert(), "How many are two tokens that make a third, before the first that is not.")
+      .def("encode", [](const Vocabulary& v, nb::str pieces) {
+        Py_ssize_t size = 0;
+        const char* text = PyUnicode_AsUTF8AndSize(pieces.ptr(), &size);
+        if (!text) throw nb::python_error();
+        nb::gil_scoped_release release;
+        return v.encode(std::string_view(text, (size_t)size));
+      }, "pieces"_a, "Token ids of pieces in GPT-2's byte alphabet, with spaces between.")
+      .def("token_bytes", [](const Vocabulary& v, size_t id) {
+        require(id < v.size(), "token id outside the vocabulary");
+        const std::string bytes = v.bytes(id);
+        return nb::bytes(bytes.data(), bytes.size());
+      }, "token_id"_a, "What a token stands for.")
+      .def_prop_ro("longest_bytes", &Vocabulary::longest_bytes);
+
+  m.def("string_offsets", &offsets_of_strings, "buffer"_a.noconvert(), "first"_a, "end"_a, "count"_a,
+        "Where the strings of a GGUF array at `first` begin, u32 [count + 1] from there; fewer before the first bad one.");
   m.def("ask_for_files", &ask_for_files, "paths"_a, "Have the system read whole files into its page cache, while the caller goes on.");
   m.def("matmul", &matmul, "runtime"_a, "matrix"_a, "x"_a.noconvert(), "x [T, cols] @ matrix.T with the engine's own arithmetic -> f32 [T, rows].");
   m.def("dequantize", [](Bytes data, int type_id, int64_t num_elements) {

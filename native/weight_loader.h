@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "tensor_file.h"
+#include "thread_pool.h"
 #include "weights.h"
 
 namespace autoglm {
@@ -18,7 +19,7 @@ namespace autoglm {
 class WeightLoader {
  public:
   // The pool serves one caller at a time: whoever holds `in_use`.
-  WeightLoader(int fd, ThreadPool& pool, std::mutex& in_use) : file_(fd), pool_(pool), in_use_(in_use) {}
+  WeightLoader(int fd, ThreadPool& pool, std::mutex& in_use);
   // Finishes what was asked for: others hold the matrices.
   ~WeightLoader();
 
@@ -41,12 +42,14 @@ class WeightLoader {
   TensorFile file_;
   ThreadPool& pool_;
   std::mutex& in_use_;
+  ThreadPool beside_;  // reads a small file until somebody waits: one core is left to whoever goes on
+  const bool is_small_;
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<Job> jobs_;  // the first is being worked on
   uint64_t done_bytes_ = 0;
   int failed_ = 0;
-  bool stop_ = false;
+  bool stop_ = false, is_waited_for_ = false;
   std::thread thread_;  // from the first job to the end
 };
 

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import pytest
-import typer
 from pydantic import BaseModel
 
 from autoglm import cli
@@ -51,7 +50,7 @@ def test_metrics_are_documented() -> None:
 @pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
 def test_flags_in_the_readme_exist(name: str) -> None:
     """A flag the README shows for one of our commands is a flag of that command."""
-    commands = typer.main.get_command(cli.app).commands.values()  # type: ignore[attr-defined]
+    commands = cli.app.commands.values()
     known = {"--version"} | {flag for command in commands for option in command.params for flag in option.opts}
     text = (ROOT / name).read_text(encoding="utf-8")
     assert set(re.findall(r"--[a-z][a-z-]+", text.partition("<!-- tree -->")[0])) <= known

@@ -18,12 +18,13 @@ import codecs
 import json
 import re
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
-
-import llguidance
+from typing import TYPE_CHECKING, NamedTuple
 
 from autoglm.actions import FORMS, Part, Slot
 from autoglm.chat.constraint import GrammarConstraint
+
+if TYPE_CHECKING:
+    import llguidance
 
 MAX_TEXT_CHARS = 2000
 ANSWER_TAG = "<answer>"

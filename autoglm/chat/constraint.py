@@ -9,12 +9,15 @@ text that could be part of a longer token is left to the model.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import llguidance
 import numpy as np
 from numpy.typing import NDArray
 
 from autoglm.errors import EngineError
+
+if TYPE_CHECKING:
+    import llguidance
 
 
 class GrammarConstraint:

@@ -6,6 +6,7 @@ GLM4 follows the published prompt form of GLM-4.1V: a newline after every role t
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 GLM4 = """\
@@ -25,7 +26,7 @@ CHATML = """\
 """
 
 
-def default_template(tokens: list[str]) -> str:
+def default_template(tokens: Iterable[str]) -> str:
     """The template for a vocabulary: GLM-4's where its tags exist, ChatML for all others."""
     vocabulary = set(tokens)
     return GLM4 if {"[gMASK]", "<sop>", "<|assistant|>"} <= vocabulary else CHATML

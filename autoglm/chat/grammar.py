@@ -17,14 +17,15 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import llguidance
+from typing import TYPE_CHECKING, Any
 
 from autoglm.chat.action_grammar import ActionConstraint, action_lark, min_action_tokens
 from autoglm.chat.constraint import GrammarConstraint
 from autoglm.chat.tokenizer import Tokenizer
 from autoglm.errors import RequestError
+
+if TYPE_CHECKING:
+    import llguidance  # read with the first grammar: it takes a start 18 ms
 
 MAX_SCHEMA_BYTES = 64 << 10
 MAX_ERROR_CHARS = 300
@@ -66,7 +67,6 @@ class GrammarFactory:
         self._lock = threading.Lock()
         self._ll_tokenizer: llguidance.LLTokenizer | None = None
         self._compiled: OrderedDict[str, llguidance.LLMatcher] = OrderedDict()
-        self._limits = llguidance.LLParserLimits(verbose_errors=False)
 
     def action(self) -> ActionConstraint:
         """One action of the AutoGLM language."""
@@ -154,6 +154,8 @@ class GrammarFactory:
 
     def _llguidance_tokenizer(self) -> llguidance.LLTokenizer:
         if self._ll_tokenizer is None:
+            import llguidance
+
             self._ll_tokenizer = llguidance.LLTokenizer(
                 _VocabularyForLlguidance(self._tokenizer),  # type: ignore[arg-type]
                 n_vocab=self._tokenizer.vocab_size,
@@ -162,11 +164,13 @@ class GrammarFactory:
         return self._ll_tokenizer
 
     def _compile(self, lark: str, param: str) -> llguidance.LLMatcher:
+        import llguidance
+
         matcher = llguidance.LLMatcher(
             self._llguidance_tokenizer(),
             llguidance.LLMatcher.grammar_from_lark(lark),
             log_level=0,
-            limits=self._limits,
+            limits=llguidance.LLParserLimits(verbose_errors=False),
         )
         if not matcher.is_error():
             # Some schemas, such as one that is nothing but a reference to itself, fail on first use only.

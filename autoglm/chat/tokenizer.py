@@ -1,10 +1,11 @@
 """Text <-> token ids, special tokens, UTF-8-safe streaming decode, from a GGUF's own metadata.
 
-Byte-level BPE (tokenizer.ggml.model "gpt2") on the tokenizers library. Special tokens are split off
-here, not by the library, so that one immutable tokenizer serves both trusted prompts (control tokens
-are recognised) and client text (they are not). encode never adds BOS or EOS: chat templates write
-their own. Bytes a vocabulary has no token for are dropped, as llama.cpp drops them; some
-vocabularies lack control characters and the lead bytes of unassigned planes.
+Byte-level BPE (tokenizer.ggml.model "gpt2"): the tokenizers library splits a text into pieces, our native vocabulary
+joins each piece's bytes into tokens. The library does that too, but takes 0.1 s to read 49,152 tokens out of Python's
+lists, and holds the interpreter meanwhile. Special tokens are split off here, so that one immutable tokenizer serves
+both trusted prompts (control tokens are recognised) and client text (they are not). encode never adds BOS or EOS: chat
+templates write their own. Bytes a vocabulary has no token for are dropped, as llama.cpp drops them; some vocabularies
+lack control characters and the lead bytes of unassigned planes.
 
 Left out: SentencePiece ("llama") and WordPiece vocabularies; normalizers (none of these models has one).
 Source: the pre-tokenizer expressions are those of each model family's published tokenizer.
@@ -18,13 +19,12 @@ from collections.abc import Sequence
 from enum import IntEnum
 
 from tokenizers import Regex
-from tokenizers import Tokenizer as LibraryTokenizer
-from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Split
 from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 
 from autoglm.errors import FormatError, RequestError
-from autoglm.formats.gguf import GGUFFile
+from autoglm.formats.gguf import GGUFFile, StringArray
+from autoglm.kernels import Vocabulary
 
 
 class TokenType(IntEnum):
@@ -80,17 +80,6 @@ _IGNORE_MERGES = frozenset({"glm4", "llama-bpe"})
 _ADD_BOS = frozenset({"llama-bpe"})
 
 
-def byte_alphabet() -> dict[int, str]:
-    """GPT-2's byte -> printable character table: printable bytes stand for themselves, the rest from U+0100 up."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    table = {byte: chr(byte) for byte in printable}
-    others = (byte for byte in range(256) if byte not in table)
-    return table | {byte: chr(0x100 + index) for index, byte in enumerate(others)}
-
-
-_BYTE_OF_CHAR = {ord(char): byte for byte, char in byte_alphabet().items()}
-
-
 class TokenStream:
     """Turns token ids into text as they come; only whole UTF-8 characters leave push().
 
@@ -126,36 +115,38 @@ class Tokenizer:
 
     def __init__(
         self,
-        tokens: list[str],
-        token_types: list[int],
-        library: LibraryTokenizer,
+        texts: dict[int, str],
+        token_types: dict[int, int],
+        vocabulary: Vocabulary,
+        pre_tokenizer: PreTokenizer,
         *,
+        vocab_size: int,
         special_ids: dict[str, int],
         add_bos: bool,
     ) -> None:
-        """Use from_gguf(); special_ids holds bos, eos, eot, eom where the file names them."""
-        self._tokens = tokens
-        self._library = library
-        self.vocab_size = len(tokens)
+        """Use from_gguf(); texts and token_types of the tokens that are not ordinary or that special_ids (bos, eos, eot
+        and eom where the file names them) points at."""
+        self._texts = texts
+        self._vocabulary = vocabulary
+        self._pre_tokenizer = pre_tokenizer
+        self.vocab_size = vocab_size
         self.add_bos = add_bos
         self.bos_token_id = special_ids.get("bos")
         self.eos_token_id = special_ids.get("eos")
         self.bos_token = self._text_of(self.bos_token_id)
         self.eos_token = self._text_of(self.eos_token_id)
-        by_type = _ids_by_type(tokens, token_types, special_ids)
+        by_type = _ids_by_type(texts, token_types, special_ids)
         self.control_token_ids = frozenset(by_type[TokenType.CONTROL])
         self.unused_token_ids = frozenset(by_type[TokenType.UNUSED])
-        self._specials = {tokens[i]: i for kind in (3, 4) for i in by_type[TokenType(kind)] if tokens[i]}
-        self._user_defined = {tokens[i]: i for i in by_type[TokenType.USER_DEFINED] if tokens[i]}
+        self._specials = {texts[i]: i for kind in (3, 4) for i in by_type[TokenType(kind)] if texts[i]}
+        self._user_defined = {texts[i]: i for i in by_type[TokenType.USER_DEFINED] if texts[i]}
         self._all_pattern = _longest_first(self._specials)
         self._user_pattern = _longest_first(self._user_defined)
         self.eos_token_ids = self._find_eos(special_ids)
         self.eos_visible_token_ids = self.eos_token_ids - self.control_token_ids
-        self._bytes = _token_bytes(tokens)
-        for special, token_id in self._specials.items():
-            self._bytes[token_id] = special.encode("utf-8")
-        for token_id in self.unused_token_ids:
-            self._bytes[token_id] = b""
+        # The vocabulary knows tokens in its byte alphabet; these are spelled as they are, or not at all.
+        self._own_bytes = {token_id: text.encode("utf-8") for text, token_id in self._specials.items()}
+        self._own_bytes |= dict.fromkeys(self.unused_token_ids, b"")
 
     @classmethod
     def from_gguf(cls, gguf: GGUFFile) -> Tokenizer:
@@ -166,26 +157,35 @@ class Tokenizer:
                 f"{gguf.path}: tokenizer.ggml.model is {ascii(kind)[:40]}, expected 'gpt2' (byte-level BPE); "
                 "this build has no other tokenizer, use a model of the GLM-4, Llama 3, Qwen 2 or SmolLM family"
             )
-        tokens = _strings(gguf, "tokenizer.ggml.tokens")
-        token_types = gguf.get("tokenizer.ggml.token_type", list, None)
-        if token_types is None:
-            token_types = [int(TokenType.NORMAL)] * len(tokens)
-        if len(token_types) != len(tokens) or not all(type(kind) is int for kind in token_types):
+        tokens = gguf.strings("tokenizer.ggml.tokens")
+        types = gguf.get("tokenizer.ggml.token_type", list, None)
+        if types is None:
+            types = [int(TokenType.NORMAL)] * len(tokens)
+        if len(types) != len(tokens) or set(map(type, types)) != {int}:
             raise FormatError(
-                f"{gguf.path}: tokenizer.ggml.token_type has {len(token_types)} entries, expected one integer "
+                f"{gguf.path}: tokenizer.ggml.token_type has {len(types)} entries, expected one integer "
                 f"for each of the {len(tokens)} tokens; fetch another conversion of the model"
             )
-        num_special = sum(kind in (TokenType.CONTROL, TokenType.USER_DEFINED) for kind in token_types)
+        num_special = types.count(int(TokenType.CONTROL)) + types.count(int(TokenType.USER_DEFINED))
         if num_special > MAX_SPECIAL_TOKENS:
             raise FormatError(
                 f"{gguf.path}: tokenizer.ggml.token_type marks {num_special} tokens as special, expected at most "
                 f"{MAX_SPECIAL_TOKENS}; fetch another conversion of the model"
             )
         pre = gguf.get("tokenizer.ggml.pre", str, "default")
-        library = LibraryTokenizer(_bpe(gguf, tokens, token_types, ignore_merges=pre in _IGNORE_MERGES))
-        library.pre_tokenizer = _pre_tokenizer(gguf, pre)
-        add_bos = gguf.get("tokenizer.ggml.add_bos_token", bool, pre in _ADD_BOS)
-        return cls(tokens, token_types, library, special_ids=_special_ids(gguf, len(tokens)), add_bos=add_bos)
+        special_ids = _special_ids(gguf, len(tokens))
+        normal = int(TokenType.NORMAL)
+        own_types = {token_id: kind for token_id, kind in enumerate(types) if kind != normal}
+        own_types |= {token_id: types[token_id] for token_id in special_ids.values()}
+        return cls(
+            {token_id: tokens[token_id] for token_id in own_types},
+            own_types,
+            _vocabulary(gguf, tokens, own_types, ignore_merges=pre in _IGNORE_MERGES),
+            _pre_tokenizer(gguf, pre),
+            vocab_size=len(tokens),
+            special_ids=special_ids,
+            add_bos=gguf.get("tokenizer.ggml.add_bos_token", bool, pre in _ADD_BOS),
+        )
 
     def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
         """Token ids of text; control tokens are recognised in it only with parse_special, user-defined ones always."""
@@ -233,7 +233,15 @@ class Tokenizer:
 
     def all_bytes(self, token_id: int) -> bytes:
         """The bytes of a token with control tokens spelled out."""
-        return self._bytes[token_id] if 0 <= token_id < self.vocab_size else b""
+        if not 0 <= token_id < self.vocab_size:
+            return b""
+        own = self._own_bytes.get(token_id)
+        return self._vocabulary.token_bytes(token_id) if own is None else own
+
+    @property
+    def longest_token_bytes(self) -> int:
+        """No token adds more bytes to an answer; 1 at least."""
+        return max(1, self._vocabulary.longest_bytes)
 
     def token_text(self, token_id: int) -> str:
         """A token as logprobs show it: control tokens spelled out, broken UTF-8 as U+FFFD."""
@@ -244,7 +252,7 @@ class Tokenizer:
 
     def control_texts(self) -> list[str]:
         """The spellings of all control tokens: what client text must not be able to form."""
-        return [self._tokens[token_id] for token_id in sorted(self.control_token_ids) if self._tokens[token_id]]
+        return [self._texts[token_id] for token_id in sorted(self.control_token_ids) if self._texts[token_id]]
 
     def _encode_plain(self, text: str) -> list[int]:
         if not text:
@@ -253,8 +261,8 @@ class Tokenizer:
             text.encode("utf-8")
         except UnicodeEncodeError:  # lone surrogates, which JSON can carry and UTF-8 cannot
             text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
-        return ids
+        pieces = self._pre_tokenizer.pre_tokenize_str(text)
+        return self._vocabulary.encode(" ".join([piece for piece, _ in pieces]))
 
     def _find_eos(self, special_ids: dict[str, int]) -> frozenset[int]:
         named = {special_ids[role] for role in ("eos", "eot", "eom") if role in special_ids}
@@ -262,7 +270,7 @@ class Tokenizer:
         return frozenset(named | known)
 
     def _text_of(self, token_id: int | None) -> str:
-        return "" if token_id is None else self._tokens[token_id]
+        return "" if token_id is None else self._texts[token_id]
 
 
 def _longest_first(texts: dict[str, int]) -> re.Pattern[str] | None:
@@ -271,41 +279,21 @@ def _longest_first(texts: dict[str, int]) -> re.Pattern[str] | None:
     return re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)))
 
 
-def _ids_by_type(tokens: list[str], token_types: list[int], special_ids: dict[str, int]) -> dict[int, list[int]]:
+def _ids_by_type(
+    texts: dict[int, str], token_types: dict[int, int], special_ids: dict[str, int]
+) -> dict[int, list[int]]:
     """Token ids per TokenType, with what files get wrong put right: see END_OF_TURN_TEXTS and THINKING_TAGS."""
     special = (TokenType.CONTROL, TokenType.USER_DEFINED)
     ends = {special_ids[role] for role in ("bos", "eos", "eot", "eom") if role in special_ids}
     by_type: dict[int, list[int]] = {kind: [] for kind in TokenType}
-    for token_id, kind in enumerate(token_types):
-        if kind == TokenType.NORMAL and token_id not in ends:
-            continue
-        text = tokens[token_id]
+    for token_id, kind in token_types.items():
+        text = texts[token_id]
         if text in THINKING_TAGS and kind in special:
             kind = TokenType.USER_DEFINED
         elif token_id in ends or (kind == TokenType.USER_DEFINED and text in END_OF_TURN_TEXTS):
             kind = TokenType.CONTROL
         by_type.setdefault(kind, []).append(token_id)
     return by_type
-
-
-def _token_bytes(tokens: list[str]) -> list[bytes]:
-    raw: list[bytes] = []
-    for token in tokens:
-        try:
-            raw.append(token.translate(_BYTE_OF_CHAR).encode("latin-1"))
-        except UnicodeEncodeError:  # not spelled in the byte alphabet: stands for itself
-            raw.append(token.encode("utf-8"))
-    return raw
-
-
-def _strings(gguf: GGUFFile, key: str) -> list[str]:
-    values = gguf.get(key, list)
-    if not values or type(values[0]) is not str:
-        raise FormatError(
-            f"{gguf.path}: {key} is {'empty' if not values else 'not a list of strings'}, expected strings; "
-            "fetch another conversion of the model"
-        )
-    return values
 
 
 def _special_ids(gguf: GGUFFile, vocab_size: int) -> dict[str, int]:
@@ -324,22 +312,19 @@ def _special_ids(gguf: GGUFFile, vocab_size: int) -> dict[str, int]:
     return ids
 
 
-def _bpe(gguf: GGUFFile, tokens: list[str], token_types: list[int], *, ignore_merges: bool) -> BPE:
-    hidden = (TokenType.CONTROL, TokenType.UNUSED)
-    vocab = {token: index for index, token in enumerate(tokens) if token_types[index] not in hidden}
-    merges: list[tuple[str, str]] = []
-    append = merges.append
-    # Checked here because the library panics, past every except clause, on a merge of tokens that are not there.
-    for index, line in enumerate(_strings(gguf, "tokenizer.ggml.merges")):
-        cut = line.find(" ", 1)  # not at 0: a part may itself begin with a space
-        left, right = line[:cut], line[cut + 1 :]
-        if cut < 0 or left not in vocab or right not in vocab or left + right not in vocab:
-            raise FormatError(
-                f"{gguf.path}: tokenizer.ggml.merges[{index}] is not two tokens of the vocabulary that make a third; "
-                "fetch another conversion of the model"
-            )
-        append((left, right))
-    return BPE(vocab=vocab, merges=merges, ignore_merges=ignore_merges)
+def _vocabulary(gguf: GGUFFile, tokens: StringArray, own_types: dict[int, int], *, ignore_merges: bool) -> Vocabulary:
+    is_hidden = bytearray(len(tokens))
+    for token_id, kind in own_types.items():
+        is_hidden[token_id] = kind in (TokenType.CONTROL, TokenType.UNUSED)
+    vocabulary = Vocabulary(tokens.data, tokens.offsets, bytes(is_hidden), ignore_merges)
+    merges = gguf.strings("tokenizer.ggml.merges")
+    num_sound = vocabulary.add_merges(merges.data, merges.offsets)
+    if num_sound < len(merges):
+        raise FormatError(
+            f"{gguf.path}: tokenizer.ggml.merges[{num_sound}] is not two tokens of the vocabulary that make a third; "
+            "fetch another conversion of the model"
+        )
+    return vocabulary
 
 
 def _pre_tokenizer(gguf: GGUFFile, pre: str) -> PreTokenizer:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import logging
 import socket
 import threading
+import time
 
 from autoglm.cli import start_files
 from autoglm.cli.loading import LoadedModel
@@ -22,6 +25,10 @@ from autoglm.server.settings import ServerSettings
 
 logger = logging.getLogger("autoglm.cli")
 
+_FIRST_REQUEST_S = 0.25
+# Read before the first picture or sound comes, and never for a model without eyes and ears.
+_MEDIA_MODULES = ("PIL.Image", "soundfile", "soxr")
+
 
 def run(loaded: LoadedModel, options: ServeOptions, settings: ServerSettings, sock: socket.socket) -> None:
     """Serve on `sock` until a signal ends it. Raises FormatError for a model that fails its self-check."""
@@ -37,7 +44,7 @@ def run(loaded: LoadedModel, options: ServeOptions, settings: ServerSettings, so
         settings=settings,
         media=_media_door(loaded, options),
     )
-    run_server(app, sock=sock, log=_announce)
+    run_server(app, sock=sock, log=functools.partial(_announce, takes_media=loaded.multimodal is not None))
 
 
 def _media_door(loaded: LoadedModel, options: ServeOptions) -> MediaDoor | None:
@@ -61,6 +68,16 @@ def _media_door(loaded: LoadedModel, options: ServeOptions) -> MediaDoor | None:
     return open_door(loaded, sources, options.max_pixels)
 
 
-def _announce(line: str) -> None:
+def _announce(line: str, *, takes_media: bool) -> None:
     logger.info(line.removeprefix("INFO: "))
-    threading.Thread(target=start_files.remember, daemon=True).start()
+    threading.Thread(target=_after_start, args=(takes_media,), daemon=True).start()
+
+
+def _after_start(takes_media: bool) -> None:
+    """What is left to do once the port is open, after a moment for the first request, which waits for this thread's
+    share of the interpreter otherwise."""
+    time.sleep(_FIRST_REQUEST_S)
+    start_files.remember()
+    if takes_media:
+        for module in _MEDIA_MODULES:
+            importlib.import_module(module)

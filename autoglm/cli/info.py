@@ -19,7 +19,7 @@ from autoglm.config import EngineConfig, ModelConfig
 from autoglm.deploy.machine import available_memory_bytes
 from autoglm.engine.fit import fit_engine_config, memory_plan
 from autoglm.errors import AutoglmError
-from autoglm.formats.gguf import GGUFFile, TensorInfo
+from autoglm.formats.gguf import GGUFFile, StringArray, TensorInfo
 from autoglm.model.encoder_memory import picture_bytes, sound_bytes
 from autoglm.model.gcmf_audio import read_gcmf_audio_config
 from autoglm.model.gcmf_vision import read_gcmf_vision_config
@@ -165,8 +165,8 @@ def _groups(tensors: list[TensorInfo]) -> list[dict[str, Any]]:
 
 def _short_value(value: object) -> object:
     """Metadata for reading: a long list as its length, a long text as its beginning."""
-    if isinstance(value, list):
-        return value if len(value) <= 8 else f"list of {len(value)}"
+    if isinstance(value, (list, StringArray)):
+        return list(value) if len(value) <= 8 else f"list of {len(value)}"
     return printable(value, 200) if isinstance(value, str) else value
 
 

@@ -1,6 +1,6 @@
 """autoglm serve: check, load, listen, drain. The log lines and their order are part of the product.
 
-Half a second of a start is Python reading modules. So nothing is imported here that loading a model does without; the
+Most of a start is Python reading modules. So nothing is imported here that loading a model does without; the
 HTTP side (http_server.py) comes in while native threads read the weights.
 """
 

@@ -1,6 +1,6 @@
 """The files that a start reads, remembered beside the compiled modules: the next start asks for all of them at once.
 
-From a cold page cache Python waits for some eight hundred files, one after another. The list is a hint: what is missing
+From a cold page cache Python waits for some six hundred files, one after another. The list is a hint: what is missing
 or wrong in it costs a start its head start, and nothing else.
 """
 

@@ -15,18 +15,17 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
-
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 CGROUP_OF_PROCESS = Path("/proc/self/cgroup")
 CPUS = Path("/sys/devices/system/cpu")
+MEMORY_INFO = Path("/proc/meminfo")
 # cgroup v1 writes "no limit" as a number near 2^63; no machine has an exabyte.
 _NO_LIMIT_BYTES = 1 << 60
 
 
 def available_memory_bytes() -> int:
     """Memory a new allocation can get now without swapping, in bytes."""
-    available = int(psutil.virtual_memory().available)
+    available = _system_free_bytes()
     for free_bytes in _cgroup_free_bytes():
         available = min(available, free_bytes)
     return max(0, available)
@@ -35,7 +34,7 @@ def available_memory_bytes() -> int:
 def usable_cores() -> int:
     """Threads worth starting: physical cores this process may run on, within the cgroup's CPU quota."""
     logical = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    physical = psutil.cpu_count(logical=False) or logical
+    physical = _physical_cores() or logical
     cores = min(logical, physical)
     quota = _cgroup_cpu_quota()
     if quota is not None:
@@ -62,6 +61,27 @@ def read_test_bytes() -> int:
             caches[f"{folder.name} {_read_text(folder / 'shared_cpu_list')}"] = 1024 * int(size[1])
     wanted = max(1 << 30, 16 * sum(caches.values()))
     return max(1, min(wanted, available_memory_bytes() // 2))
+
+
+def _system_free_bytes() -> int:
+    """The kernel's own estimate, which psutil tells too; other systems have no such file."""
+    free_kb = re.search(r"^MemAvailable: +(\d+) kB$", _read_text(MEMORY_INFO) or "", re.MULTILINE)
+    if free_kb:
+        return 1024 * int(free_kb[1])
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def _physical_cores() -> int | None:
+    """As psutil counts them: the sets of hardware threads that share a core."""
+    threads = {_read_text(path) for path in CPUS.glob("cpu[0-9]*/topology/core_cpus_list")} - {None}
+    if threads:
+        return len(threads)
+    import psutil
+
+    cores: int | None = psutil.cpu_count(logical=False)
+    return cores
 
 
 def _cgroup_free_bytes() -> Iterator[int]:

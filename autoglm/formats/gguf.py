@@ -16,20 +16,55 @@ import os
 import stat
 import struct
 import weakref
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, TypeVar, final
+from typing import Any, NoReturn, TypeVar, final, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from autoglm.errors import FormatError
 from autoglm.formats.quant_types import BLOCK, UNSUPPORTED_TYPE_NAMES, GGMLType
+from autoglm.kernels import string_offsets
+
+
+class StringArray(Sequence[str]):
+    """The strings of one array, each decoded when it is looked at: vocabularies hold half a million.
+
+    data     the array as the file has it: every string behind its length
+    offsets  u32 [len + 1], where the entries of data begin, and the last one ends
+    """
+
+    def __init__(self, data: bytes, offsets: npt.NDArray[np.uint32]) -> None:
+        self.data = data
+        self.offsets = offsets
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        start, stop = self.offsets[range(len(self))[index] :][:2].tolist()
+        return self.data[start + 8 : stop].decode("utf-8")
+
+    def __iter__(self) -> Iterator[str]:
+        offsets = self.offsets.tolist()
+        return (self.data[a + 8 : b].decode("utf-8") for a, b in zip(offsets, offsets[1:], strict=False))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, (StringArray, list)) and list(self) == list(other)
+
 
 MetadataScalar = bool | int | float | str
-MetadataValue = MetadataScalar | list[bool] | list[int] | list[float] | list[str]
+MetadataValue = MetadataScalar | list[bool] | list[int] | list[float] | StringArray
 T = TypeVar("T")
 D = TypeVar("D")
 
@@ -202,37 +237,24 @@ class _Header:
             self.fail(start, field, "a bool other than 0 and 1", "0 or 1")
         return [bool(number) for number in numbers]
 
-    def strings(self, field: str, count: int) -> list[str]:
-        """The elements of a string array; a loop of locals, since vocabularies hold half a million."""
-        buffer, position, unpack = self.buffer, self.position, _U64.unpack_from
-        last_length_at, end = self.end - 8, min(self.end, position + self.bytes_left)
-        first = position
-        raw: list[bytes] = []
-        append = raw.append
-        for _ in range(count):
-            if position > last_length_at:
-                self.position = position
-                self.need(8, f"length of an element of {field}")
-            stop = position + 8 + unpack(buffer, position)[0]
-            if stop > end:
-                self.position = position + 8
-                self.need(stop - position - 8, f"an element of {field}")
-                self.spend(stop - first, field)
-            append(buffer[position + 8 : stop])
-            position = stop
-        self.spend(position - first, field)
-        self.position = position
-        try:
-            return [item.decode("utf-8") for item in raw]
-        except UnicodeDecodeError:
-            self.fail(first, f"an element of {field}", "not UTF-8", "UTF-8 text")
+    def strings(self, field: str, count: int) -> StringArray:
+        """The elements of a string array."""
+        first, end = self.position, min(self.end, self.position + self.bytes_left)
+        offsets = string_offsets(np.frombuffer(self.buffer, np.uint8), first, end, count)
+        self.position = first + int(offsets[-1])
+        self.spend(self.position - first, field)
+        if len(offsets) <= count:
+            self.spend(8, field)
+            self.string(f"an element of {field}")  # raises, for this is the one that is wrong
+            raise AssertionError("native and Python reader disagree")
+        return StringArray(self.buffer[first : self.position], offsets)
 
 
 @final
 class GGUFFile:
     """An open GGUF file. Use as a context manager, or call close().
 
-    metadata    key -> bool, int, float, str, or a list of one of these
+    metadata    key -> bool, int, float, str, a list of one of the first three, or a StringArray
     tensors     name -> TensorInfo, in file order
     file_bytes  size of the file
     """
@@ -305,6 +327,8 @@ class GGUFFile:
                 )
             return default
         value: Any = self.metadata[key]
+        if isinstance(value, StringArray):
+            value = list(value)
         if type_ is float and type(value) is int:
             value = float(value)
         if type(value) is not type_:
@@ -314,6 +338,17 @@ class GGUFFile:
             )
         result: T = value
         return result
+
+    def strings(self, key: str) -> StringArray:
+        """An array of strings, not decoded yet; FormatError as get raises it, or for an array of anything else."""
+        value = self.metadata.get(key)
+        if isinstance(value, StringArray):
+            return value
+        self.get(key, list)
+        raise FormatError(
+            f"{self.path}: {_shown(key)} is not a list of strings, expected strings; "
+            "fetch another conversion of the model"
+        )
 
     def close(self) -> None:
         """Give the map back; views handed out by data() keep it alive until they are gone."""

@@ -8,6 +8,7 @@ from autoglm.kernels._native import (
     OpProfile,
     Program,
     Runtime,
+    Vocabulary,
     WeightLoader,
     argmax,
     ask_for_files,
@@ -15,6 +16,7 @@ from autoglm.kernels._native import (
     matmul,
     measure_limits,
     quantize,
+    string_offsets,
 )
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "OpProfile",
     "Program",
     "Runtime",
+    "Vocabulary",
     "WeightLoader",
     "argmax",
     "ask_for_files",
@@ -32,4 +35,5 @@ __all__ = [
     "matmul",
     "measure_limits",
     "quantize",
+    "string_offsets",
 ]

@@ -221,6 +221,32 @@ class Program:
     @property
     def nbytes(self) -> int: ...
 
+class Vocabulary:
+    """
+    A byte-level BPE vocabulary. Strings are given as string_offsets found them.
+    """
+
+    def __init__(self, tokens: bytes, offsets: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)], is_hidden: bytes, ignore_merges: bool) -> None: ...
+
+    def add_merges(self, merges: bytes, offsets: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> int:
+        """
+        How many are two tokens that make a third, before the first that is not.
+        """
+
+    def encode(self, pieces: str) -> list[int]:
+        """Token ids of pieces in GPT-2's byte alphabet, with spaces between."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token stands for."""
+
+    @property
+    def longest_bytes(self) -> int: ...
+
+def string_offsets(buffer: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], first: int, end: int, count: int) -> Annotated[NDArray[numpy.uint32], dict(shape=(None,))]:
+    """
+    Where the strings of a GGUF array at `first` begin, u32 [count + 1] from there; fewer before the first bad one.
+    """
+
 def ask_for_files(paths: Sequence[str]) -> None:
     """
     Have the system read whole files into its page cache, while the caller goes on.

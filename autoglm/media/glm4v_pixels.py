@@ -17,7 +17,6 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from autoglm.errors import RequestError
 
@@ -91,6 +90,8 @@ def pixel_values(rgb: NDArray[np.uint8], grid: PatchGrid) -> NDArray[np.float32]
     Returns f32 [rows * columns, 588]: patches in 2 x 2 groups, groups row by row, inside a group row by row; a patch
     is channel, y, x. The processor's 1176 values are these with each channel's 196 twice (two frames).
     """
+    from PIL import Image
+
     size = (grid.width, grid.height)
     resized = np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BICUBIC))
     _, rows, columns = grid.image_grid_thw

@@ -14,20 +14,20 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from autoglm.errors import RequestError
 from autoglm.media.limits import MediaLimits
 from autoglm.media.picture_header import PictureHeader, damaged, read_picture_header
 
+# Exif's orientation -> the name of what turns a picture upright, in Pillow's words.
 _UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
 }
 
 
@@ -96,12 +96,15 @@ def decode_picture(data: bytes, *, limits: MediaLimits, param: str) -> Picture:
 
 
 def _decode(header: PictureHeader, param: str) -> NDArray[np.uint8]:
+    from PIL import Image  # here, since a model without eyes never needs it and every start would wait 8 ms
+
     try:
         with Image.open(io.BytesIO(header.file), formats=[header.format]) as image:
             if image.size != (header.width, header.height):
                 raise damaged(param, "its header gives two sizes")
             image.load()
-            upright = image.transpose(_UPRIGHT[header.orientation]) if header.orientation > 1 else image
+            turn = _UPRIGHT.get(header.orientation)
+            upright = image.transpose(Image.Transpose[turn]) if turn else image
             rgb = np.array(upright.convert("RGB"))
     except (OSError, EOFError, SyntaxError, ValueError, LookupError, TypeError, struct.error, zlib.error):
         # What Pillow's readers let through for broken files; its words may quote the file, so they stay here.

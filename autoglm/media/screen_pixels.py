@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from autoglm.errors import RequestError
+
+if TYPE_CHECKING:
+    from PIL import Image  # read with the first picture, as in pictures.py
 
 MAX_ASPECT_RATIO = 16
 
@@ -46,6 +49,8 @@ def encoder_pixels(image: Image.Image, *, max_pixels: int, factor: int = 32) -> 
 
 def stretched(image: Image.Image, size: tuple[int, int]) -> NDArray[np.float32]:
     """The picture at an `encoder_size` (width, height) found before: f32 [3, height, width] as encoder_pixels."""
-    resized = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    from PIL.Image import Resampling
+
+    resized = image.convert("RGB").resize(size, Resampling.BICUBIC)
     values = np.asarray(resized, dtype=np.float32) / 127.5 - 1.0
     return np.ascontiguousarray(values.transpose(2, 0, 1))

@@ -12,15 +12,17 @@ import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import soundfile
-import soxr
 from numpy.typing import NDArray
 
 from autoglm.errors import RequestError
 from autoglm.media.limits import MediaLimits
 from autoglm.media.log_mel import SAMPLE_RATE_HZ
+
+if TYPE_CHECKING:
+    from soundfile import SoundFile  # read with the first sound: a model without ears never needs it
 
 MIN_RATE_HZ, MAX_RATE_HZ = 4_000, 192_000
 MAX_CHANNELS = 8
@@ -91,13 +93,6 @@ class _Bytes(io.BytesIO):
         return super().seek(min(max(base + offset, 0), self._size))
 
 
-class _Forward(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
-    """A sound read from front to back: soundfile seeks after each read of a seekable one, and some have no length."""
-
-    def seekable(self) -> bool:
-        return False
-
-
 def decode_sound(data: bytes, *, limits: MediaLimits, param: str) -> Sound:
     """Decode one sound file.
 
@@ -112,8 +107,12 @@ def decode_sound(data: bytes, *, limits: MediaLimits, param: str) -> Sound:
         )
     name = _readable_format(data, param)
     stream = _Bytes(data)
+    import soundfile
+
     try:
-        with _Forward(stream) as sound:
+        with soundfile.SoundFile(stream) as sound:
+            # Read from front to back: soundfile seeks after each read of a seekable one, and some have no length.
+            sound.seekable = lambda: False
             _check_header(sound, limits, param)
             samples = np.concatenate(list(_resampled(sound, limits, param)) or [np.empty(0, np.float32)])
             if name == "flac" and sound.frames < _UNKNOWN_FRAMES and sound.tell() < sound.frames:
@@ -177,7 +176,7 @@ def _readable_format(data: bytes, param: str) -> str:
     raise _unreadable(param, next((name for magic, name in _UNREADABLE if data.startswith(magic)), unknown))
 
 
-def _check_header(sound: _Forward, limits: MediaLimits, param: str) -> None:
+def _check_header(sound: SoundFile, limits: MediaLimits, param: str) -> None:
     if sound.format not in _FORMATS or not _SUBTYPES.fullmatch(sound.subtype):
         raise _unreadable(param, f"{sound.format} with {sound.subtype}".lower())
     if not 1 <= sound.channels <= MAX_CHANNELS:
@@ -190,14 +189,16 @@ def _check_header(sound: _Forward, limits: MediaLimits, param: str) -> None:
         raise _too_long(param, limits)
 
 
-def _most_frames(sound: _Forward, limits: MediaLimits) -> int:
+def _most_frames(sound: SoundFile, limits: MediaLimits) -> int:
     return int((limits.max_sound_s + PADDING_S) * sound.samplerate)
 
 
-def _resampled(sound: _Forward, limits: MediaLimits, param: str) -> Iterator[NDArray[np.float32]]:
+def _resampled(sound: SoundFile, limits: MediaLimits, param: str) -> Iterator[NDArray[np.float32]]:
     """Blocks of mono samples at 16 kHz. Raises RequestError as soon as there are too many."""
     resampler = None
     if sound.samplerate != SAMPLE_RATE_HZ:
+        import soxr
+
         resampler = soxr.ResampleStream(sound.samplerate, SAMPLE_RATE_HZ, 1, dtype="float32")
     left = _most_frames(sound, limits)
     while True:

@@ -21,7 +21,6 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from autoglm.config import ModelConfig
 from autoglm.errors import RequestError
@@ -237,6 +236,8 @@ class Multimodal:
         key = self._key(b"seen", picture.content_hash, _bytes(size.width, size.height))
         found = self._memory.get(key)
         if found is None:
+            from PIL import Image
+
             resize = partial(stretched, Image.fromarray(picture.rgb), (size.width, size.height))
             pixels = yield from beside(resize, slice_s)
             found = yield from self._vision.encode(pixels, slice_s)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoglm.errors import ConfigError, FormatError
-from autoglm.formats.gguf import GGUFFile
+from autoglm.formats.gguf import GGUFFile, StringArray
 from autoglm.formats.quant_types import GGMLType, row_bytes
 from autoglm.kernels import Runtime, dequantize
 from autoglm.pack.convert import MMPROJ_TYPES, Progress, stored_bytes
@@ -61,7 +61,7 @@ def _metadata(gguf: GGUFFile, file_type: FileType) -> dict[str, MetadataValue]:
         if isinstance(first, bool) or (isinstance(value, int) and not 0 <= value < 1 << 32):
             raise FormatError(f"{gguf.path}: metadata key {key[:80]} holds what this writer has no type for")
         if key not in ("general.architecture", "general.alignment"):
-            result[key] = value  # type: ignore[assignment]  # no array of bools
+            result[key] = list(value) if isinstance(value, StringArray) else value  # type: ignore[assignment]  # no bools
     return {**result, "general.file_type": int(file_type)}
 
 

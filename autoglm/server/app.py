@@ -6,10 +6,12 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
-from fastapi import FastAPI
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from autoglm.chat.template import ChatTemplate
@@ -30,9 +32,9 @@ from autoglm.server.tokens import detokenize, tokenize
 
 __all__ = ["create_app", "run_server"]
 
-Route = Callable[[Service, Request], Awaitable[Response]]
+Answer = Callable[[Service, Request], Awaitable[Response]]
 
-POST_ROUTES: dict[str, Route] = {
+POST_ROUTES: dict[str, Answer] = {
     "/v1/chat/completions": chat_completions,
     "/v1/completions": completions,
     "/tokenize": tokenize,
@@ -95,7 +97,7 @@ class RequestCounter:
 
         async def counting_send(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self._counts.requests.labels(path, str(message["status"])).inc()
+                self._counts.requests.inc(labels=(path, str(message["status"])))
             await send(message)
 
         await self.app(scope, receive, counting_send)
@@ -118,7 +120,7 @@ def create_app(
     settings: ServerSettings | None = None,
     read_stats: Callable[[], Any] | None = None,
     media: MediaDoor | None = None,
-) -> FastAPI:
+) -> Starlette:
     """The whole HTTP service around one engine driver.
 
     model_id, aliases  names taken in the `model` field
@@ -142,36 +144,39 @@ def create_app(
     )
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
         driver.start()
         yield
         driver.stop(drain=False)
         service.close()
 
-    app = FastAPI(
-        title="autoglm", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False
+    app = Starlette(
+        routes=_routes(service),
+        middleware=[
+            Middleware(CrashGuard),
+            Middleware(RequestCounter, counts=service.metrics),
+            Middleware(BrowserGuard, settings=settings),
+            Middleware(KeyGuard, api_key=api_key),
+        ],
+        exception_handlers={
+            AutoglmError: on_autoglm_error,
+            HTTPException: on_http_exception,
+            ClientGone: _on_client_gone,
+        },
+        lifespan=lifespan,
     )
+    app.router.redirect_slashes = False
     app.state.service = service
-    _add_routes(app, service)
-    app.add_exception_handler(AutoglmError, on_autoglm_error)
-    app.add_exception_handler(HTTPException, on_http_exception)
-    app.add_exception_handler(ClientGone, _on_client_gone)
-    # The last one added is the first a request meets.
-    app.add_middleware(KeyGuard, api_key=api_key)
-    app.add_middleware(BrowserGuard, settings=settings)
-    app.add_middleware(RequestCounter, counts=service.metrics)
-    app.add_middleware(CrashGuard)
     return app
 
 
-def _add_routes(app: FastAPI, service: Service) -> None:
-    def endpoint(route: Route) -> Callable[[Request], Awaitable[Response]]:
-        async def answer(request: Request) -> Response:
-            return await route(service, request)
+def _routes(service: Service) -> list[Route]:
+    def endpoint(answer: Answer) -> Callable[[Request], Awaitable[Response]]:
+        async def answer_request(request: Request) -> Response:
+            return await answer(service, request)
 
-        return answer
+        return answer_request
 
-    for path, route in POST_ROUTES.items():
-        app.add_route(path, endpoint(route), methods=["POST"])
-    for path, route in zip(GET_ROUTES, (list_models, get_model, health, metrics), strict=True):
-        app.add_route(path, endpoint(route), methods=["GET"])
+    posts = [Route(path, endpoint(answer), methods=["POST"]) for path, answer in POST_ROUTES.items()]
+    answers = zip(GET_ROUTES, (list_models, get_model, health, metrics), strict=True)
+    return posts + [Route(path, endpoint(answer), methods=["GET"]) for path, answer in answers]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from autoglm.errors import ConfigError
 from autoglm.server.driver import EngineDriver
@@ -96,7 +96,7 @@ class DrainingServer(uvicorn.Server):
 
 
 def run_server(
-    app: FastAPI,
+    app: Starlette,
     host: str = "127.0.0.1",
     port: int = 8000,
     *,

@@ -70,14 +70,14 @@ class PlainHttpError(RequestError):
 
 
 async def on_autoglm_error(request: Request, error: Exception) -> JSONResponse:
-    """FastAPI handler of everything we raise on purpose."""
+    """Handler of everything we raise on purpose."""
     if error_status(error) >= 500 and not isinstance(error, CapacityError):
         log_failure(error, request.url.path)
     return error_response(error)
 
 
 async def on_http_exception(request: Request, error: Exception) -> JSONResponse:
-    """FastAPI handler of the router's own refusals: unknown route, wrong method."""
+    """Handler of the router's own refusals: unknown route, wrong method."""
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
         message, code = f"there is no {request.method} {request.url.path[:200]} here", "not_found"

@@ -73,7 +73,7 @@ class Tally:
         self.draft_accepted_tokens += int(output.timings.get("draft_n_accepted", 0))
         for name in self.engine_ms:
             self.engine_ms[name] = max(self.engine_ms[name], output.timings.get(name, 0.0))
-        self.metrics.finishes.labels(output.finish_reason).inc()
+        self.metrics.finishes.inc(labels=(output.finish_reason,))
 
     def close(self) -> None:
         """Observe what is known at the end of the request."""

@@ -61,9 +61,6 @@ class Service:
         self._workers = ThreadPoolExecutor(NUM_WORKERS, thread_name_prefix="autoglm-prepare")
         self._num_preparing = 0
         self._lock = threading.Lock()
-        self._longest_token_bytes = max(
-            1, max((len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)), default=1)
-        )
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -113,7 +110,7 @@ class Service:
 
     def check_text_length(self, num_chars: int, param: str) -> None:
         """Raise ContextLengthError for a text that cannot fit, without the time it takes to tokenize it."""
-        at_least = num_chars // self._longest_token_bytes
+        at_least = num_chars // self.tokenizer.longest_token_bytes
         if at_least > self.max_context:
             raise ContextLengthError(
                 f"{param} holds {num_chars} characters, which is more than {at_least} tokens; this server's context "

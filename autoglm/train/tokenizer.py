@@ -22,7 +22,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Split
 from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 
-from autoglm.chat.tokenizer import GLM4_SPLIT, TokenType, byte_alphabet
+from autoglm.chat.tokenizer import GLM4_SPLIT, TokenType
 from autoglm.errors import ConfigError, FormatError
 
 VOCAB_SIZE = 2048
@@ -63,7 +63,15 @@ CHAT_TEMPLATE = """\
 """
 
 
-_CHAR_OF_BYTE = byte_alphabet()
+def _byte_alphabet() -> dict[int, str]:
+    """GPT-2's byte -> printable character table: printable bytes stand for themselves, the rest from U+0100 up."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    table = {byte: chr(byte) for byte in printable}
+    others = (byte for byte in range(256) if byte not in table)
+    return table | {byte: chr(0x100 + index) for index, byte in enumerate(others)}
+
+
+_CHAR_OF_BYTE = _byte_alphabet()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from autoglm.chat.template import ChatTemplate
 from autoglm.chat.tokenizer import Tokenizer
@@ -34,7 +34,7 @@ MODEL_ID = "tiny-glm4"
 class ServedModel:
     """Everything behind one test server."""
 
-    app: FastAPI
+    app: Starlette
     driver: EngineDriver
     engine: Engine
     runner: ScriptedRunner
@@ -103,7 +103,7 @@ async def client_of(served: ServedModel, **headers: str) -> AsyncIterator[httpx.
 
 
 @contextlib.contextmanager
-def on_socket(app: FastAPI) -> Iterator[str]:
+def on_socket(app: Starlette) -> Iterator[str]:
     """The app on a free loopback port, in a thread; yields the base URL."""
     sock = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on"))

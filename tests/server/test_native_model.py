@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from autoglm.chat.template import ChatTemplate
 from autoglm.chat.tokenizer import Tokenizer
@@ -33,7 +33,7 @@ SCHEMA = {
 }
 
 
-def native_app(path: Path, **config: int) -> tuple[FastAPI, Engine]:
+def native_app(path: Path, **config: int) -> tuple[Starlette, Engine]:
     """The app as `autoglm serve` makes it."""
     gguf = GGUFFile.open(path)
     engine_config = EngineConfig(num_threads=2, **config)

@@ -118,7 +118,7 @@ def example(**changes: Any) -> Example:
     return Example(**{**values, **changes})
 
 
-def make_row(media: Media = Media(), *, with_answer: bool = True, **changes: Any) -> Row:
+def make_row(media: Media = Media(), *, with_answer: bool = True, **changes: Any) -> Row:  # noqa: B008  # frozen
     return RowEncoder(TOKENIZER).row(example(**changes), media, with_answer=with_answer)
 
 
