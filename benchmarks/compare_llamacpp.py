@@ -11,12 +11,14 @@ it. Both caches hold 16 bits a number, theirs f16, ours i16, each the default. P
 
     prefill          512 tokens in one go
     prefill_long     4,096 tokens in steps of 512 (glm4; half the repeats: it takes minutes)
-    decode           right behind a prompt of 16 tokens
+    decode           right behind a prompt of 16 tokens, in three rounds a turn, the engines after each other in each
     decode_deep      behind those 512
     decode_streams   8 streams at once, each behind a prompt of its own of 16 tokens; tokens in all
 
-Beside them, in the same turns: what the machine's memory gives when it is only read (decode reads every matrix but
-the token table once a token), and oneDNN's int8 products of the layers' shapes (product_worker.py; needs torch).
+Beside them: what the machine's memory gives when it is only read, before and after each decode (which reads every
+matrix but the token table once a token), and oneDNN's int8 products of the layers' shapes (product_worker.py; needs
+torch). The speed of a shared machine's memory may change within seconds, so decode's ratio is the median of what its
+rounds have each.
 Memory: fresh processes with one context of 4,096 + 32 tokens (or 512 + 32), after filling it, against file size +
 KV + 15%. --readme writes the table into both READMEs (compare_report.py).
 
@@ -50,6 +52,7 @@ RESULTS = HERE / "results"
 GLM4_NAME = "glm4-9b-shapes-8-layers-Q4_K_M.gguf"
 PHASES = ("prefill", "prefill_long", "decode", "decode_deep", "decode_streams")
 SHORT_PROMPT = 16
+DECODE_ROUNDS = 3
 STREAMS, STREAM_STEPS = 8, 16
 LONG_PREFILL = 4096
 ENGINES = {"autoglm": ["autoglm"], "llama.cpp": ["llama.cpp"], "llama.cpp flash": ["llama.cpp", "flash"]}
@@ -214,15 +217,19 @@ def measure(worker: Worker, load: Workload, way: dict[str, bool], is_long: bool)
         return rates
     alone = {"op": "run", "steps": [load.steps], "max_tokens": load.context, **way}
     deep = worker.ask(token_ids=[load.token_ids[: load.prefill]], **alone)
-    short = worker.ask(token_ids=[load.token_ids[:SHORT_PROMPT]], **alone)
     rates["prefill"] = load.prefill / deep["prefill_s"]
-    rates["decode"] = len(load.steps) / short["decode_s"]
     rates["decode_deep"] = len(load.steps) / deep["decode_s"]
     if is_long:
         rates["prefill_long"] = (
             len(load.token_ids) / worker.ask(**{**alone, "token_ids": [load.token_ids]})["prefill_s"]
         )
     return rates
+
+
+def decode_rate(worker: Worker, load: Workload, way: dict[str, bool]) -> float:
+    """Tokens a second of one stream behind a short prompt."""
+    request = {"token_ids": [load.token_ids[:SHORT_PROMPT]], "steps": [load.steps], "max_tokens": load.context}
+    return len(load.steps) / float(worker.ask(op="run", **request, **way)["decode_s"])
 
 
 def measure_memory(load: Workload, threads: int) -> dict[str, Any]:
@@ -240,7 +247,7 @@ def measure_memory(load: Workload, threads: int) -> dict[str, Any]:
 
 def run(load: Workload, threads: int, repeats: int, with_onednn: bool) -> dict[str, Any]:
     """All repeats of one model, the engines in turn, and the medians."""
-    from engine_limits import measure_limits, shares, start_products
+    from engine_limits import Memory, measure_products, shares, start_products
 
     pool = max(load.context, STREAMS * (SHORT_PROMPT + STREAM_STEPS))
     ours, theirs = (Worker("engine_worker.py", kind, load.path, threads, pool) for kind in ("autoglm", "llama.cpp"))
@@ -251,7 +258,9 @@ def run(load: Workload, threads: int, repeats: int, with_onednn: bool) -> dict[s
     print(f"{load.name}: {check}", file=sys.stderr)
     ways = {"autoglm": (ours, {}), **{name: (theirs, way) for name, way in WAYS.items()}}
     samples: dict[str, dict[str, list[float]]] = {engine: {} for engine in ways}
+    beside: dict[str, list[float]] = {}  # GB a second that the memory gave beside each decode
     bounds: dict[str, list[float]] = {}
+    memory = Memory(threads)
     # The products are the 9B's; of a small model the layers would fit the cache.
     products = start_products(load.path, threads, Worker) if with_onednn and load.name == "glm4" else {}
     for worker, way in ways.values():  # one round nobody counts: page faults, clocks, caches
@@ -261,7 +270,16 @@ def run(load: Workload, threads: int, repeats: int, with_onednn: bool) -> dict[s
         for engine, (worker, way) in ways.items():
             for phase, value in measure(worker, load, way, load.prefill < len(load.token_ids) and not turn % 2).items():
                 samples[engine].setdefault(phase, []).append(value)
-        for name, value in measure_limits(products, threads).items():
+        before = memory.gb_per_s()
+        for _ in range(DECODE_ROUNDS):
+            for engine, (worker, way) in ways.items():
+                if way.get("unified"):
+                    continue
+                samples[engine].setdefault("decode", []).append(decode_rate(worker, load, way))
+                after = memory.gb_per_s()
+                beside.setdefault(engine, []).append((before + after) / 2)
+                before = after
+        for name, value in measure_products(products).items():
             bounds.setdefault(name, []).append(value)
         print(f"{load.name}: turn {turn + 1} of {repeats}", file=sys.stderr)
     for worker in (ours, theirs, *products.values()):
@@ -269,6 +287,9 @@ def run(load: Workload, threads: int, repeats: int, with_onednn: bool) -> dict[s
     medians = {e: {p: statistics.median(v) for p, v in phases.items()} for e, phases in samples.items()}
     alone = medians["autoglm"]
     peer = {p: max((e for e in WAYS if p in medians[e]), key=lambda e: medians[e][p]) for p in alone}
+    ratio = {p: alone[p] / medians[peer[p]][p] for p in peer}
+    rounds = zip(samples["autoglm"]["decode"], samples[peer["decode"]]["decode"], strict=True)
+    ratio["decode"] = statistics.median(a / b for a, b in rounds)
     return {
         "model": load.path.name,
         "prefill_tokens": load.prefill,
@@ -281,15 +302,16 @@ def run(load: Workload, threads: int, repeats: int, with_onednn: bool) -> dict[s
         "samples_tokens_per_s": samples,
         "median_tokens_per_s": medians,
         "best_llama_cpp": peer,
-        "ratio": {p: alone[p] / medians[peer[p]][p] for p in peer},
+        "ratio": ratio,
         "target_ratio": TARGETS[load.name],
         "target_limits": TARGET_LIMITS[load.name],
         "limits": {
-            "samples": bounds,
+            "samples": {"memory_gb_s": beside, **bounds},
             **shares(
                 load.path,
                 alone["prefill"],
-                {"autoglm": samples["autoglm"]["decode"], "llama.cpp": samples[peer["decode"]]["decode"]},
+                {name: samples[e]["decode"] for name, e in (("autoglm", "autoglm"), ("llama.cpp", peer["decode"]))},
+                {name: beside[e] for name, e in (("autoglm", "autoglm"), ("llama.cpp", peer["decode"]))},
                 bounds,
             ),
         },

@@ -71,8 +71,9 @@ def limit_lines(name: str, result: dict[str, Any]) -> list[str]:
     limits, memory, targets = result["limits"], result["memory"], result["target_limits"]
     limit, share = limits["limit"], limits["decode_share_of_bandwidth"]
     lines = [
-        f"{name}: decode reads {limits['decode_gb_s']['autoglm']:.1f} GB/s of weights, {share['autoglm']:.0%} of the "
-        f"memory's {limit['memory_gb_s']:.1f}; llama.cpp {share['llama.cpp']:.0%}{wanted(targets, 'bandwidth')}"
+        f"{name}: decode reads {limits['decode_gb_s']['autoglm']:.1f} GB/s of weights, {share['autoglm']:.0%} of what "
+        f"the memory gives beside it ({limit['memory_gb_s']:.1f}); llama.cpp {share['llama.cpp']:.0%}"
+        f"{wanted(targets, 'bandwidth')}"
     ]
     if "products_share_of_onednn" in limits:
         lines.append(
@@ -189,8 +190,8 @@ def limit_rows(result: dict[str, Any], language: int) -> list[str]:
     limit, share, rows = limits["limit"], limits["decode_share_of_bandwidth"], []
     if "bandwidth" in result["target_limits"]:
         text = (
-            "its fastest decode's reading of weights, of the memory's fastest ({:.0f} GB/s)",
-            "其最快的解码读取权重的速度,占内存最快带宽({:.0f} GB/秒)",
+            "one stream's reading of weights, of what the memory gives right beside it (median {:.0f} GB/s)",
+            "单路解码读取权重的速度,占其前后所测内存带宽(中位数 {:.0f} GB/秒)",
         )[language]
         rows.append(f"| {text.format(limit['memory_gb_s'])} | {share['llama.cpp']:.0%} | {share['autoglm']:.0%} | |")
     if "products_share_of_onednn" in limits:

@@ -9,25 +9,32 @@ from __future__ import annotations
 import importlib.util
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from autoglm.deploy.machine import read_test_bytes
 from autoglm.formats.gguf import GGUFFile
-from autoglm.kernels import Runtime
-from autoglm.kernels import measure_limits as measure_machine
+from autoglm.kernels import MemoryReader, Runtime
 
-# Pages that are freed go back to a virtual machine's host two seconds later, which holds up what runs then.
-SETTLE_SECONDS = 5.0
+READ_SECONDS = 0.06
 
 
-def measure_limits(product_workers: dict[str, Any], threads: int) -> dict[str, float]:
-    """What the machine gives in this very minute: bytes a second read, multiply-adds a second of either engine."""
-    found = {"memory_gb_s": measure_machine(Runtime(threads), read_test_bytes(), 0.5).read_bytes_per_s / 1e9}
-    time.sleep(SETTLE_SECONDS)  # the memory that was read is freed now
-    for engine, worker in product_workers.items():
+class Memory:
+    """Memory that is read by all threads now and then. It is held all the time: a virtual machine gives what was freed
+    back to its host two seconds later, which holds up what runs then."""
+
+    def __init__(self, threads: int) -> None:
+        self._reader = MemoryReader(Runtime(threads), read_test_bytes())
+
+    def gb_per_s(self) -> float:
+        return self._reader.bytes_per_s(READ_SECONDS) / 1e9
+
+
+def measure_products(workers: dict[str, Any]) -> dict[str, float]:
+    """Multiply-adds a second of either engine's products, now."""
+    found = {}
+    for engine, worker in workers.items():
         seconds = min(worker.ask()["seconds"] for _ in range(2))
         found[f"products_{engine}_gmac_s"] = worker.description["num_macs"] / seconds / 1e9
     return found
@@ -58,24 +65,31 @@ def product_macs(path: Path) -> int:
 
 
 def shares(
-    model: Path, prefill: float, decode: dict[str, list[float]], bounds: dict[str, list[float]]
+    model: Path,
+    prefill: float,
+    decode: dict[str, list[float]],
+    memory: dict[str, list[float]],
+    products: dict[str, list[float]],
 ) -> dict[str, Any]:
     """How near decode comes to the memory's read bandwidth, and products and whole prefill to oneDNN's products.
 
-    A shared machine's memory may change its speed from second to second, so the fastest decode of an engine is held
-    against the fastest reading: a share of the median could come out above all of it.
+    A shared machine's memory may change its speed from second to second, so every decode is held against what was read
+    right before and after it.
 
-    prefill  our median in tokens a second, decode samples of each engine, bounds samples of measure_limits
+    prefill  our median in tokens a second; decode, memory  samples of each engine in tokens a second, and GB a second
+    read beside each; products  samples of measure_products
     """
-    limit = {name: statistics.median(values) for name, values in bounds.items()}
-    limit["memory_gb_s"] = max(bounds["memory_gb_s"])
-    weights = streamed_bytes(model)
-    read = {engine: max(rates) * weights / 1e9 for engine, rates in decode.items()}
+    limit = {name: statistics.median(values) for name, values in products.items()}
+    limit["memory_gb_s"] = statistics.median(value for values in memory.values() for value in values)
+    weights = streamed_bytes(model) / 1e9
     found: dict[str, Any] = {
         "limit": limit,
-        "decode_weight_bytes": weights,
-        "decode_gb_s": read,
-        "decode_share_of_bandwidth": {engine: rate / limit["memory_gb_s"] for engine, rate in read.items()},
+        "decode_weight_bytes": round(weights * 1e9),
+        "decode_gb_s": {engine: statistics.median(rates) * weights for engine, rates in decode.items()},
+        "decode_share_of_bandwidth": {
+            engine: statistics.median(r * weights / m for r, m in zip(rates, memory[engine], strict=True))
+            for engine, rates in decode.items()
+        },
     }
     if "products_onednn_gmac_s" in limit:
         onednn = limit["products_onednn_gmac_s"]
