@@ -54,6 +54,26 @@ void quantize_chunk_b(const float* x, int n, int8_t* q, ActMetaB* meta) {
   }
 }
 
+inline void round_i16(const float* x, int n, float inverse, int16_t* out) {
+  for (int d = 0; d < n; d += 16) vi_store_i16(out + d, vi_round(vf_mul(vf_load(x + d), vf_set1(inverse))));
+}
+
+constexpr float kLengthSteps = 32767.0f;
+
+// x [n] in steps of 1/32767 of its length, so that a product with another such row is less than 2^31 for every n
+// (Cauchy-Schwarz); returns the step, NaN if the length is not finite.
+inline float round_to_length(const float* x, int n, int16_t* out) {
+  vf sum = vf_zero();
+  for (int d = 0; d < n; d += 16) sum = vf_fma(vf_load(x + d), vf_load(x + d), sum);
+  const float length = sqrtf(vf_reduce_add(sum));
+  round_i16(x, n, kLengthSteps / (length + 1e-30f), out);
+  return (length + 0 * length) / kLengthSteps;
+}
+
+void quantize_chunk_i16(const float* x, int n, int16_t* q, ActMetaI16* meta) {
+  for (int i = 0; i < n; i += kI16Columns) meta->scale[i / kI16Columns] = round_to_length(x + i, kI16Columns, q + i);
+}
+
 void quantize_chunk(const float* src, int chunk, const ActView& out, int row) {
   const int k0 = chunk * kChunk, n = out.width - k0 < kChunk ? out.width - k0 : kChunk;
   const size_t at = (size_t)chunk * out.capacity + row;
@@ -62,6 +82,7 @@ void quantize_chunk(const float* src, int chunk, const ActView& out, int row) {
     if (dst != src) memcpy(dst, src, sizeof(float) * (size_t)n);
   }
   if (out.qk) quantize_chunk_k(src, n, out.qk + at * kChunk, out.meta_k + at);
+  if (out.qi) quantize_chunk_i16(src, n, out.qi + at * kChunk, out.meta_i + at);
   if (out.qb) quantize_chunk_b(src, n, out.qb + at * kChunk, out.meta_b + at);
 }
 
@@ -160,6 +181,21 @@ void silu_mul(const float* gate, const float* up, int n, float* dst) {
     const vf e = vf_exp(vf_sub(vf_zero(), g));
     vf_store(dst + i, vf_mul(vf_div(g, vf_add(one, e)), vf_load(up + i)));
   }
+}
+
+void rotate(const float* cs, int half, bool interleaved, float scale, int n, float* x) {
+  const auto turn = [&](int j, float& a, float& b) {
+    const float c = cs[2 * j], s = cs[2 * j + 1], x0 = a, x1 = b;
+    a = x0 * c - x1 * s;
+    b = x1 * c + x0 * s;
+  };
+  // Two loops, which the compiler vectorizes.
+  if (interleaved)
+    for (int j = 0; j < half; ++j) turn(j, x[2 * j], x[2 * j + 1]);
+  else
+    for (int j = 0; j < half; ++j) turn(j, x[j], x[j + half]);
+  if (scale != 1.0f)
+    for (int i = 0; i < n; ++i) x[i] *= scale;
 }
 
 // erf by Abramowitz & Stegun 7.1.26, absolute error under 1.5e-7; odd, so |x| is taken and the sign put back.

@@ -9,21 +9,8 @@
 
 namespace {
 
-constexpr float kLengthSteps = 32767.0f, kCachedValueSteps = 8191.0f;
+constexpr float kCachedValueSteps = 8191.0f;
 constexpr float kWeightTop = 32767.0f, kWeightSum = 262000.0f;  // 8191 * (262000 + 64 / 2) < 2^31
-
-inline void round_i16(const float* x, int n, float inverse, int16_t* out) {
-  for (int d = 0; d < n; d += 16) vi_store_i16(out + d, vi_round(vf_mul(vf_load(x + d), vf_set1(inverse))));
-}
-
-// x [n] in steps of its length; returns the step, NaN if the length is not finite.
-inline float round_to_length(const float* x, int n, int16_t* out) {
-  vf sum = vf_zero();
-  for (int d = 0; d < n; d += 16) sum = vf_fma(vf_load(x + d), vf_load(x + d), sum);
-  const float length = sqrtf(vf_reduce_add(sum));
-  round_i16(x, n, kLengthSteps / (length + 1e-30f), out);
-  return (length + 0 * length) / kLengthSteps;
-}
 
 // A block's keys lie as [dim / 2][16 keys][2], its values as [dim / 16][8 key pairs][16 dims][2]; 16 scales follow.
 inline float* i16_scales(uint8_t* block, int dim) { return (float*)(block + sizeof(int16_t) * (size_t)dim * kKvBlock); }

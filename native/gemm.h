@@ -42,6 +42,12 @@ struct RunB32 {
                                                                  c + t0 * kPanelRows);
   }
 };
+struct RunI16 {
+  const uint8_t* p; int blocks; const int16_t* q; const ActMetaI16* meta; Ahead* ahead; float* c;
+  template <int T> void run(int t0) const {
+    AUTOGLM_HALVES product_i16<T, kTileR>(p, half, blocks, q + t0 * kChunk, meta + t0, *ahead, c + t0 * kPanelRows);
+  }
+};
 struct RunFloat {
   const float* w; int cols; const float* x; int stride; float* c; Ahead* ahead;
   template <int T> void run(int t0) const {
@@ -74,7 +80,7 @@ void float_columns(const PackedMatrix& w, const uint8_t* p, const uint8_t* next,
 
 bool block_elements_256(QuantType t) { return t == QuantType::Q4_K || t == QuantType::Q5_K || t == QuantType::Q6_K; }
 
-int direct_rows(QuantType t) { return direct_rows(block_elements_256(t)); }
+int direct_rows(QuantType t) { return t == QuantType::I16 ? 0 : direct_rows(block_elements_256(t)); }
 
 size_t chunk_bytes(QuantType type, int blocks) {
   switch (type) {
@@ -85,6 +91,7 @@ size_t chunk_bytes(QuantType type, int blocks) {
     case QuantType::Q4_1: return (size_t)blocks * 640;
     case QuantType::Q5_0: return (size_t)blocks * 704;
     case QuantType::Q5_1: return (size_t)blocks * 768;
+    case QuantType::I16: return (size_t)blocks * 32 / kI16Columns * kI16BlockBytes;
     default: return (size_t)blocks * 1088;
   }
 }
@@ -93,6 +100,7 @@ size_t chunk_bytes(QuantType type, int blocks) {
 // that the processor has enough of them under way (one core of Zen 5, AVX-512, one row of Q8_0: 37.0 GB/s asking, 41.0
 // not; three rows 36.5 and 39.1; four the same. AVX2, one row: 38 and 20).
 int asks(QuantType t, int blocks, int rows) {
+  if (t == QuantType::I16) return blocks * 32 / kI16Columns * count_tiles(rows);
   if (rows > direct_rows(t)) return kBlocks * count_tiles(rows);
   if (block_elements_256(t)) return t == QuantType::Q6_K ? 2 : k32_asks(rows);
   if (t == QuantType::Q8_0 && rows < kQ8Asks) return 0;
@@ -129,6 +137,8 @@ void many_rows_chunk(QuantType type, const uint8_t* p, int blocks, const Scratch
     case QuantType::Q6_K:
       unpack_q6_k(p, s);
       return for_tiles(rows, RunK16{s, x.qk + at * kChunk, x.meta_k + at, c});
+    case QuantType::I16:
+      return for_tiles(rows, RunI16{p, blocks * 32 / kI16Columns, x.qi + at * kChunk, x.meta_i + at, s.ahead, c});
     case QuantType::Q4_0: return legacy_chunk<3, false, false>(p, blocks, s, x, at, rows, c);
     case QuantType::Q4_1: return legacy_chunk<-1, true, false>(p, blocks, s, x, at, rows, c);
     case QuantType::Q5_0: return legacy_chunk<4, false, true>(p, blocks, s, x, at, rows, c);

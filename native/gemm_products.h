@@ -108,6 +108,31 @@ inline void product_b32(const Scratch& s, int half, int blocks, const int8_t* qx
   AUTOGLM_TILE(vf_store(c + t * kPanelRows + 16 * (half + g), acc[t][g]))
 }
 
+// I16: c += sum_b d_b * (scale_x_b * dot_b), straight from the packed blocks of 64 columns, scales in front of each.
+constexpr int kI16BlockBytes = kPanelRows * 4 + kI16Columns * kPanelRows * 2;
+
+template <int T, int R>
+inline void product_i16(const uint8_t* p, int half, int blocks, const int16_t* qx, const ActMetaI16* meta, Ahead& ahead,
+                        float* c) {
+  const int8_t* q[T];
+  vf acc[T][R];
+  for (int t = 0; t < T; ++t) q[t] = (const int8_t*)(qx + t * kChunk);
+  AUTOGLM_TILE(acc[t][g] = vf_load(c + t * kPanelRows + 16 * (half + g)))
+  for (int b = 0; b < blocks; ++b, p += kI16BlockBytes) {
+    vi d[T][R];
+    AUTOGLM_TILE(d[t][g] = vi_zero())
+    ahead.ask();
+    for (int part = 0; part < kI16Columns / 16; ++part)
+      block_dots<T, R, Lane::Pairs, 8>(p + kPanelRows * 4 + part * kBlockBytes + half * kVec, q,
+                                       2 * (kI16Columns * b + 16 * part), d);
+    AUTOGLM_TILE({
+      const vf x = vf_mul(vf_from_int(d[t][g]), vf_set1(meta[t].scale[b]));
+      acc[t][g] = vf_fma(x, vf_load((const float*)p + 16 * (half + g)), acc[t][g]);
+    })
+  }
+  AUTOGLM_TILE(vf_store(c + t * kPanelRows + 16 * (half + g), acc[t][g]))
+}
+
 // Float weights, unpacked to [column][32]; columns strictly in order.
 template <int T, int R>
 inline void product_float(const float* w, int half, int cols, const float* x, int stride, float* c) {

@@ -36,7 +36,7 @@ struct PackedMatrix {
 };
 
 // Which quantized form of an activation row a weight type multiplies with.
-enum class ActKind { K256, B32, Float };
+enum class ActKind { K256, B32, I16, Float };
 
 // Per row and chunk of an activation quantized with one scale per 256 (for Q4_K, Q5_K, Q6_K).
 struct ActMetaK {
@@ -51,6 +51,8 @@ struct ActMetaB {
   float scaled_sum[8];   // scale * sum of q: multiplies the minimums of Q4_1 and Q5_1
   int32_t neg_sum[8];    // minus the sum of q: removes the offsets 8, 16 and 128
 };
+constexpr int kI16Columns = 64;  // that share a scale, of weights and of activations; a chunk has four times as many
+struct ActMetaI16 { float scale[kChunk / kI16Columns]; };
 static_assert(sizeof(ActMetaK) == 96 && sizeof(ActMetaB) == 96, "activation meta");
 
 // Activations of a step, all rows; chunk-major, so that a chunk's rows lie together.
@@ -61,6 +63,8 @@ struct ActView {
   ActMetaK* meta_k;        // [chunks][capacity]
   int8_t* qb;              // [chunks][capacity][256] or null
   ActMetaB* meta_b;        // [chunks][capacity]
+  int16_t* qi;             // [chunks][capacity][256] or null
+  ActMetaI16* meta_i;      // [chunks][capacity]
   float* f32;              // [capacity][stride] or null
 };
 
@@ -128,6 +132,9 @@ struct KernelTable {
   // dst = x (1 + erf(x / sqrt 2)) / 2, the exact GELU; n a multiple of 16, in place allowed
   void (*gelu)(const float* x, int n, float* dst);
 
+  // Rotate the first 2 * half dims of a head in place and multiply all n by scale (1 changes nothing). Pair j is dims
+  // (2j, 2j + 1) if interleaved, else (j, j + half); cs [half][2] holds the cosine and sine of its angle.
+  void (*rotate)(const float* cs, int half, bool interleaved, float scale, int n, float* x);
   // Write one head's key and value of one token into a cache slot (rounding to the cache's type).
   void (*kv_write)(const KvLayer& layer, int block, int offset, int kv_head, const float* key, const float* value);
   // Softmax attention over the paged cache, keys in spans of 64 from the first on. Rows' limits must not fall.

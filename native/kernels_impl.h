@@ -25,7 +25,7 @@ using namespace autoglm;
 namespace {
 
 const KernelTable kTable = {kIsaName, gemm_panels, quantize_chunk, rms_norm, layer_norm,
-                             add, silu_mul, gelu, kv_write, attention, pack_heads, full_attention, argmax,
+                             add, silu_mul, gelu, rotate, kv_write, attention, pack_heads, full_attention, argmax,
                              peak_int8, peak_int16, peak_float, peak_read};
 
 }  // namespace

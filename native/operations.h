@@ -58,7 +58,8 @@ void Program::parallel_for(int count, const F& f) {
 inline void count_product(const PackedMatrix& m, int n, Work* work) {
   const double macs = (double)m.rows * m.cols * n;
   work->bytes += (double)m.panels * (double)m.panel_bytes * ((n + kRowBlock - 1) / kRowBlock);
-  (activation_kind(m.type) == ActKind::Float ? work->float_macs : work->int8_macs) += macs;
+  const ActKind kind = activation_kind(m.type);
+  (kind == ActKind::Float ? work->float_macs : kind == ActKind::I16 ? work->int16_macs : work->int8_macs) += macs;
 }
 
 inline void describe_weights(const PackedMatrix& m, OpProfile* profile) {
@@ -261,32 +262,15 @@ struct Program::GatedMlp : Op {
   }
 };
 
-inline void rotate(const RopeConfig& rope, const float* cs, float* x) {
-  const int half = rope.rotary_dim / 2;
-  const auto turn = [&](int j, float& a, float& b) {
-    const float c = cs[2 * j], s = cs[2 * j + 1], x0 = a, x1 = b;
-    a = x0 * c - x1 * s;
-    b = x1 * c + x0 * s;
-  };
-  // Two loops, which the compiler vectorizes.
-  if (rope.interleaved)
-    for (int j = 0; j < half; ++j) turn(j, x[2 * j], x[2 * j + 1]);
-  else
-    for (int j = 0; j < half; ++j) turn(j, x[j], x[j + half]);
-}
-
 inline const float* rope_of(const Step& step, const RopeConfig& rope, int token) {
   return step.rope.data() + (size_t)token * (size_t)rope.rotary_dim;
 }
 
 // Rotates the queries of one row and divides them by the root of their length, so that attention need not.
-inline void turn_queries(const RopeConfig& rope, const float* cs, int num_heads, float* q) {
-  const int d = rope.head_dim;
-  const float scale = 1.0f / std::sqrt((float)d);
-  for (int h = 0; h < num_heads; ++h, q += d) {
-    rotate(rope, cs, q);
-    for (int j = 0; j < d; ++j) q[j] *= scale;
-  }
+inline void turn_queries(const KernelTable& kernels, const RopeConfig& rope, const float* cs, int num_heads, float* q) {
+  const float scale = 1.0f / std::sqrt((float)rope.head_dim);
+  for (int h = 0; h < num_heads; ++h, q += rope.head_dim)
+    kernels.rotate(cs, rope.rotary_dim / 2, rope.interleaved, scale, rope.head_dim, q);
 }
 
 struct Program::RopeQueries : Op {
@@ -295,7 +279,7 @@ struct Program::RopeQueries : Op {
   void run(Program& p, const Step& step, int begin, int end) override {
     p.parallel_for(end - begin, [&](int i, int) {
       const int r = begin + i, token = logits ? step.logits_rows[r] : r;
-      turn_queries(p.rope_, rope_of(step, p.rope_, token), p.num_heads_, q->row(r));
+      turn_queries(p.kernels_, p.rope_, rope_of(step, p.rope_, token), p.num_heads_, q->row(r));
     });
   }
 };
@@ -314,13 +298,13 @@ struct Program::RopeCache : Op {
       const float* cs = rope_of(step, p.rope_, r);
       float* keys = rows->row(r);
       if (has_queries) {
-        turn_queries(p.rope_, cs, p.num_heads_, keys);
+        turn_queries(p.kernels_, p.rope_, cs, p.num_heads_, keys);
         keys += p.num_heads_ * d;
       }
       const int slot = step.slot_mapping[r];
       for (int h = 0; h < kv.num_kv_heads; ++h) {
         float *k = keys + h * d, *v = keys + (kv.num_kv_heads + h) * d;
-        rotate(p.rope_, cs, k);
+        p.kernels_.rotate(cs, p.rope_.rotary_dim / 2, p.rope_.interleaved, 1.0f, d, k);
         p.kernels_.kv_write(kv, slot / kKvBlock, slot % kKvBlock, h, k, v);
       }
     });
@@ -388,7 +372,8 @@ struct Program::PackHeads : Op {
       const int span = begin + i, last = std::min(step.num_tokens, (span + 1) * kAttnKeys);
       for (int r = span * kAttnKeys; r < last; ++r)
         for (int h = 0; h < 2 * heads.num_heads; ++h)
-          rotate(p.rope_, rope_of(step, p.rope_, r), qkv->row(r) + h * d);
+          p.kernels_.rotate(rope_of(step, p.rope_, r), p.rope_.rotary_dim / 2, p.rope_.interleaved, 1.0f, d,
+                            qkv->row(r) + h * d);
       for (int h = 0; h < heads.num_heads; ++h) p.kernels_.pack_heads(heads, h, span, qkv->row(0), (size_t)qkv->stride);
     });
   }

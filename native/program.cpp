@@ -34,6 +34,10 @@ void Activation::need(ActKind kind) {
     require(width % 32 == 0, "quantized weights need a multiple of 32 columns");
     qb = Pages(cells * kChunk);
     meta_b = Pages(cells * sizeof(ActMetaB));
+  } else if (kind == ActKind::I16 && !qi.data()) {
+    require(width % kI16Columns == 0, "I16 weights need a multiple of 64 columns");
+    qi = Pages(cells * kChunk * sizeof(int16_t));
+    meta_i = Pages(cells * sizeof(ActMetaI16));
   } else if (kind == ActKind::Float && !f32.data()) {
     f32 = Pages((size_t)capacity * (size_t)row_stride(width) * sizeof(float));
   }
@@ -41,7 +45,7 @@ void Activation::need(ActKind kind) {
 
 ActView Activation::view() const {
   return {width, row_stride(width), capacity, (int8_t*)qk.data(), (ActMetaK*)meta_k.data(), (int8_t*)qb.data(),
-          (ActMetaB*)meta_b.data(), (float*)f32.data()};
+          (ActMetaB*)meta_b.data(), (int16_t*)qi.data(), (ActMetaI16*)meta_i.data(), (float*)f32.data()};
 }
 
 size_t KvCache::block_bytes(int kv_heads, int head_dim, KvType k, KvType v) {
@@ -345,7 +349,7 @@ size_t Program::nbytes() const {
   size_t n = scratch_.size() + full_pages_.size();
   for (const auto& b : buffers_) n += b->pages.size();
   for (const auto& a : activations_)
-    n += a->qk.size() + a->meta_k.size() + a->qb.size() + a->meta_b.size() + a->f32.size();
+    n += a->qk.size() + a->meta_k.size() + a->qb.size() + a->meta_b.size() + a->qi.size() + a->meta_i.size() + a->f32.size();
   return n;
 }
 

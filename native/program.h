@@ -24,7 +24,7 @@ struct Buffer {  // f32 [capacity][stride], zero-initialized
 // A quantized (or float) activation; the forms it needs follow from the weights that read it.
 struct Activation {
   int width, capacity;
-  Pages qk, meta_k, qb, meta_b, f32;
+  Pages qk, meta_k, qb, meta_b, qi, meta_i, f32;
   void need(ActKind kind);
   ActView view() const;
   int chunks() const { return (width + kChunk - 1) / kChunk; }

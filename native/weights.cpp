@@ -80,6 +80,12 @@ void dequantize_block(QuantType type, const uint8_t* p, float* y) {
       for (int i = 0; i < 32; ++i) y[i] = d * (float)b.qs[i];
       break;
     }
+    case QuantType::I16: {
+      BlockI16 b;
+      std::memcpy(&b, p, sizeof b);
+      for (int i = 0; i < 64; ++i) y[i] = b.d * (float)b.qs[i];
+      break;
+    }
     case QuantType::Q4_K: {
       BlockQ4_K b;
       std::memcpy(&b, p, sizeof b);
@@ -201,6 +207,10 @@ uint8_t* pack_block(QuantType type, const uint8_t* block, int row, uint8_t* out)
     case QuantType::Q4_K: return pack_k45<BlockQ4_K>(block, nullptr, row, out);
     case QuantType::Q5_K: return pack_k45<BlockQ5_K>(block, block + 16, row, out);
     case QuantType::Q6_K: return pack_q6_k(block, row, out);
+    case QuantType::I16:
+      std::memcpy(out + 4 * row, block, 4);
+      for (int pair = 0; pair < 32; ++pair) put_quad(out + 128, pair, row, block + 4 + 4 * pair);
+      return out + 128 + 4096;
     case QuantType::Q8_0: {
       uint16_t h;
       std::memcpy(&h, block, 2);
@@ -248,7 +258,7 @@ bool known_type(int id) {
   switch ((QuantType)id) {
     case QuantType::F32: case QuantType::F16: case QuantType::Q4_0: case QuantType::Q4_1: case QuantType::Q5_0:
     case QuantType::Q5_1: case QuantType::Q8_0: case QuantType::Q4_K: case QuantType::Q5_K: case QuantType::Q6_K:
-    case QuantType::BF16: return true;
+    case QuantType::BF16: case QuantType::I16: return true;
   }
   return false;
 }
@@ -257,6 +267,7 @@ int block_elements(QuantType type) {
   switch (type) {
     case QuantType::F32: case QuantType::F16: case QuantType::BF16: return 1;
     case QuantType::Q4_K: case QuantType::Q5_K: case QuantType::Q6_K: return 256;
+    case QuantType::I16: return 64;
     default: return 32;
   }
 }
@@ -273,6 +284,7 @@ size_t block_bytes(QuantType type) {
     case QuantType::Q4_K: return sizeof(BlockQ4_K);
     case QuantType::Q5_K: return sizeof(BlockQ5_K);
     case QuantType::Q6_K: return sizeof(BlockQ6_K);
+    case QuantType::I16: return sizeof(BlockI16);
   }
   throw std::invalid_argument("unknown weight type");
 }
@@ -284,6 +296,7 @@ size_t row_bytes(QuantType type, int cols) {
 
 ActKind activation_kind(QuantType type) {
   if (is_float(type)) return ActKind::Float;
+  if (type == QuantType::I16) return ActKind::I16;
   return block_elements(type) == 256 ? ActKind::K256 : ActKind::B32;
 }
 

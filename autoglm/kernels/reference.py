@@ -246,6 +246,23 @@ def matmul(type_id: int, data: U8Array, num_rows: int, x: F32Array) -> F64Array:
     return np.asarray(((dots * scale - sums[:, None, :] * minimum) * x_scale[:, None, :]).sum(axis=2))
 
 
+def round_to_length(x: F32Array) -> tuple[IntArray, F64Array]:
+    """16-bit whole numbers in steps of 1/32767 of each block's length: i32 [..., 64] and the steps f64 [...]."""
+    step = np.sqrt(np.square(x, dtype=np.float64).sum(axis=-1)) / 32767
+    q = np.rint(x / np.where(step > 0, step, 1)[..., None]).astype(np.int32)
+    return np.asarray(q), np.asarray(step)
+
+
+def matmul_i16(weights: F32Array, x: F32Array) -> F64Array:
+    """y = x @ W.T with both in 16-bit whole numbers and a scale for each 64 columns of a row: f64 [T, rows].
+
+    weights f32 [rows, K], x f32 [T, K], K a multiple of 64
+    """
+    (w, w_step), (q, q_step) = (round_to_length(a.reshape(len(a), -1, 64)) for a in (weights, x))
+    dots = np.einsum("rbk,tbk->trb", w.astype(np.float64), q.astype(np.float64), optimize=True)
+    return np.asarray((dots * w_step * q_step[:, None, :]).sum(axis=2))
+
+
 def rms_norm(x: F32Array, weight: F32Array, eps: float) -> F64Array:
     """x / sqrt(mean(x^2) + eps) * weight per row. x f32 [T, hidden] -> f64. Source: Zhang, Sennrich 2019."""
     wide = x.astype(np.float64)

@@ -29,7 +29,7 @@ from autoglm.formats.quant_types import FLOAT_TYPES
 from autoglm.kernels import Matrix, Program, Runtime
 from autoglm.media.prompt_media import Encoding
 from autoglm.model.encoder import KeepLast, beside, key_value_room, resampled, run_slices, start_whole
-from autoglm.model.layers import float_matrix
+from autoglm.model.layers import float_matrix, i16_matrix
 from autoglm.model.loader import Vector, WeightReader, check_sizes
 
 _MERGE = 2
@@ -133,7 +133,10 @@ class Glm4vVision:
         self._post_ln = reader.vector("v.post_ln.weight", width)
         # [text, width, dy, dx] -> columns in the order in which four rows of one block lie: dy, dx, width
         downsample = reader.array("mm.patch_merger.weight", (text, width, _MERGE, _MERGE))
-        self._downsample = float_matrix(runtime, downsample.transpose(0, 2, 3, 1).reshape(text, -1))
+        # Where products are in whole numbers attention may be too, and so may this; float weights keep every digit.
+        self._in_floats = self._blocks[0].qkv[0].type_id in FLOAT_TYPES
+        pack = float_matrix if self._in_floats else i16_matrix
+        self._downsample = pack(runtime, downsample.transpose(0, 2, 3, 1).reshape(text, -1))
         self._downsample_bias = reader.vector("mm.patch_merger.bias", text)
         self._fc = reader.matrix("mm.model.fc.weight", text, text)
         self._merger_norm = tuple(reader.vector(f"mm.post_norm.{part}", text) for part in ("weight", "bias"))
@@ -195,9 +198,7 @@ class Glm4vVision:
         frequencies = _ROPE_THETA ** -(np.arange(0, half, 2, dtype=np.float64) / half)
         rope = (False, (0, half // 2, half - half // 2), config.head_dim)
         angles = np.concatenate([frequencies, frequencies]).astype(np.float32)
-        # Where products are in whole numbers attention may be too; float weights keep every digit.
-        in_floats = self._blocks[0].qkv[0].type_id in FLOAT_TYPES
-        if in_floats:
+        if self._in_floats:
             room = key_value_room(num_patches, config.num_heads, config.head_dim)
             program.set_attention(room, config.num_heads, config.head_dim, *rope, angles)
         else:
@@ -216,7 +217,7 @@ class Glm4vVision:
             program.norm(x, normed, block.ln1, eps, branch=branch)
             branch = None
             program.linear(normed, block.qkv, qkv, biases=block.qkv_bias)
-            if in_floats:
+            if self._in_floats:
                 program.rope_cache(qkv, 0)
                 program.attention(qkv, 0, heads)
             else:

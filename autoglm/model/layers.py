@@ -56,6 +56,27 @@ def float_matrix(runtime: Runtime, values: NDArray[np.float32]) -> Matrix:
     return Matrix.pack(runtime, data.view(np.uint8).ravel(), int(GGMLType.F32), *data.shape)
 
 
+I16_TYPE_ID = 256  # of kernels/: no GGUF type
+_I16_COLUMNS = 64  # that share a scale
+_I16_LENGTH = 32767  # of a block's whole numbers, at most: so that no sum of products can pass 2^31
+
+
+def i16_matrix(runtime: Runtime, values: NDArray[np.float32]) -> Matrix:
+    """f32 [rows, cols] in 16-bit whole numbers, a scale for 64 columns: products twice as fast as in floats.
+
+    Its error is about a third of what half floats make, and as much as theirs where one number of a block is thirty times
+    the others. Rows that are no whole number of blocks, or not finite, stay floats.
+    """
+    rows, cols = values.shape
+    if cols % _I16_COLUMNS or not np.isfinite(values).all():
+        return float_matrix(runtime, values)
+    blocks = np.ascontiguousarray(values, np.float32).reshape(-1, _I16_COLUMNS)
+    packed = np.empty(len(blocks), [("scale", "<f4"), ("values", "<i2", _I16_COLUMNS)])
+    packed["scale"] = np.sqrt(np.square(blocks, dtype=np.float64).sum(axis=1)) / _I16_LENGTH
+    packed["values"] = np.rint(blocks / np.maximum(packed["scale"], np.float32(1e-38))[:, None])
+    return Matrix.pack(runtime, packed.view(np.uint8), I16_TYPE_ID, rows, cols)
+
+
 class Convolution:
     """A convolution over one or two axes with padding of half the kernel: [*places, in] -> [*places / stride, out]."""
 
