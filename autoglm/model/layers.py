@@ -64,8 +64,8 @@ _I16_LENGTH = 32767  # of a block's whole numbers, at most: so that no sum of pr
 def i16_matrix(runtime: Runtime, values: NDArray[np.float32]) -> Matrix:
     """f32 [rows, cols] in 16-bit whole numbers, a scale for 64 columns: products twice as fast as in floats.
 
-    Its error is about a third of what half floats make, and as much as theirs where one number of a block is thirty times
-    the others. Rows that are no whole number of blocks, or not finite, stay floats.
+    Its error is about a third of what half floats make, and as much as theirs where one number of a block is thirty
+    times the others. Rows that are no whole number of blocks, or not finite, stay floats.
     """
     rows, cols = values.shape
     if cols % _I16_COLUMNS or not np.isfinite(values).all():
