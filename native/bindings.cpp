@@ -205,11 +205,11 @@ struct PyMemoryReader {
   PyMemoryReader(std::shared_ptr<Runtime> rt, size_t num_bytes) : runtime(rt), reader(*rt->kernels, rt->pool, num_bytes) {}
 };
 
-std::unique_ptr<PyMemoryReader> make_memory_reader(std::shared_ptr<Runtime> rt, size_t num_bytes) {
+std::shared_ptr<PyMemoryReader> make_memory_reader(std::shared_ptr<Runtime> rt, size_t num_bytes) {
   require(num_bytes >= 1 && num_bytes <= (size_t)1 << 40, "num_bytes must be 1 to 2^40");
   nb::gil_scoped_release release;
   std::lock_guard<std::mutex> lock(rt->in_use);
-  return std::make_unique<PyMemoryReader>(rt, num_bytes);
+  return std::make_shared<PyMemoryReader>(rt, num_bytes);
 }
 
 // Keeps alive what the program points into, and checks every step before it runs.
