@@ -160,16 +160,17 @@ def markdown(results: dict[str, Any], language: int) -> str:
         "cpu": about["cpu"],
         "day": about["date"][:10],
         "version": about["llama_cpp_python"],
-        "repeats": max(len(r["samples_tokens_per_s"]["autoglm"]["decode"]) for r in results["workloads"].values()),
+        "repeats": max(len(r["samples_tokens_per_s"]["autoglm"]["prefill"]) for r in results["workloads"].values()),
+        "rounds": max(len(r["samples_tokens_per_s"]["autoglm"]["decode"]) for r in results["workloads"].values()),
     }
     heads = (
         "The same files, threads and tokens on both engines, in turn in one run of `benchmarks/compare_llamacpp.py`, "
-        "medians of\n{repeats}, tokens per second ({cores} cores of {cpu}, {day}; llama.cpp as `llama-cpp-python` "
-        "{version} built natively\nfrom PyPI, with or without flash attention, streams in one cache or one each, "
-        "whichever is fastest for it):\n\n| work | llama.cpp | autoglm | ratio |",
+        "medians of\n{repeats}, decode's of {rounds}, tokens per second ({cores} cores of {cpu}, {day}; llama.cpp as "
+        "`llama-cpp-python` {version} built natively\nfrom PyPI, with or without flash attention, streams in one cache "
+        "or one each, whichever is fastest for it):\n\n| work | llama.cpp | autoglm | ratio |",
         "同一文件、同样的线程数和 token 数,由 `benchmarks/compare_llamacpp.py` 在一次运行中交替测量两个引擎,"
-        "取 {repeats} 次的中位数,单位为\ntoken/秒({cores} 核 {cpu},{day};llama.cpp 为从 PyPI 本机编译的 "
-        "`llama-cpp-python` {version},\nflash attention 开或关、多路共用一个缓存或各用一个,取其最快者):\n\n"
+        "取 {repeats} 次(解码 {rounds} 次)的中位数,单位为\ntoken/秒({cores} 核 {cpu},{day};llama.cpp 为从 PyPI 本机编译"
+        "的 `llama-cpp-python` {version},\nflash attention 开或关、多路共用一个缓存或各用一个,取其最快者):\n\n"
         "| 任务 | llama.cpp | autoglm | 倍数 |",
     )
     rows = [heads[language].format(**facts), "| --- | ---: | ---: | ---: |"]
