@@ -39,22 +39,28 @@ constexpr float kValueSteps = 2047.0f, kWeightSteps = 16383.0f;  // 64 * 16383 *
 inline int value_width(int dim) { return (dim + kPanelRows - 1) / kPanelRows * kPanelRows; }
 
 // One head's rows first .. first + 63 of a sequence of H.rows, fewer at its end, from the fused rows [q | k | v].
-void pack_heads(const FullHeads& H, int head, int span, const float* qkv, size_t stride) {
+void pack_heads(const FullHeads& H, int head, int span, const float* qkv, size_t stride, const float* cs, int half,
+                bool interleaved) {
   const int dim = H.head_dim, width = value_width(dim), power = dim & -dim, first = span * kAttnKeys;
   const int rows = H.rows - first < kAttnKeys ? H.rows - first : kAttnKeys;
   const size_t at = (size_t)head * H.capacity + first;
   const float softmax_scale = kLog2E / (sqrtf((float)dim) * (float)power);
-  alignas(64) float x[kMaxHeadDim];
+  alignas(64) float x[kMaxHeadDim], turned[kMaxHeadDim];
+  const auto turn = [&](int r, const float* from) {
+    memcpy(turned, from, sizeof(float) * (size_t)dim);
+    rotate(cs + (size_t)(first + r) * 2 * half, half, interleaved, 1.0f, dim, turned);
+    return turned;
+  };
   alignas(64) int8_t q8[kMaxHeadDim];
   float poison = 0;  // NaN once a key is: a softmax would pass such a score over, so the values tell
   memset(H.k + at * dim, kQ8Unsigned ? 128 : 0, (size_t)kAttnKeys * dim);
   for (int r = 0; r < rows; ++r) {
     const float* row = qkv + (size_t)(first + r) * stride + (size_t)head * dim;
     vi sums = vi_zero();
-    hadamard(row, dim, power, x);
+    hadamard(turn(r, row), dim, power, x);
     H.q_scale[at + r] = quantize_span(x, dim, H.q + (at + r) * dim, [&](int, vi q) { sums = vi_add(sums, q); }) * softmax_scale;
     H.q_neg_sum[at + r] = -vi_sum(sums);
-    hadamard(row + (size_t)H.num_heads * dim, dim, power, x);
+    hadamard(turn(r, row + (size_t)H.num_heads * dim), dim, power, x);
     H.k_scale[at + r] = quantize_span(x, dim, q8, [](int, vi) {});
     poison += 0 * H.k_scale[at + r];
     uint8_t* k = H.k + (at + r / kPanelRows * kPanelRows) * dim + r % kPanelRows * 4;

@@ -141,8 +141,10 @@ struct KernelTable {
   // scratch: kAttnScratch bytes.
   void (*attention)(const KvLayer& layer, const AttnTile& tile, uint8_t* scratch);
 
-  // Pack rows 64 * span .. of one head from fused rows [q | k | v] that lie `stride` floats apart.
-  void (*pack_heads)(const FullHeads& heads, int head, int span, const float* qkv, size_t stride);
+  // Pack rows 64 * span .. of one head from fused rows [q | k | v] that lie `stride` floats apart, queries and keys rotated
+  // as `rotate` does by cs, [rows][half][2].
+  void (*pack_heads)(const FullHeads& heads, int head, int span, const float* qkv, size_t stride, const float* cs, int half,
+                     bool interleaved);
   // Rows first .. first + rows - 1 (at most kFullRows) of one head attend to all rows. scratch: kFullScratch bytes.
   void (*full_attention)(const FullHeads& heads, int head, int first, int rows, float* const* out, uint8_t* scratch);
 

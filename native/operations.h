@@ -367,14 +367,10 @@ struct Program::PackHeads : Op {
   int slice(const Program& p) const override { return 2 * p.pool_.size(); }
   void run(Program& p, const Step& step, int begin, int end) override {
     const FullHeads& heads = p.full_heads_;
-    const int d = heads.head_dim;
     p.parallel_for(end - begin, [&](int i, int) {
-      const int span = begin + i, last = std::min(step.num_tokens, (span + 1) * kAttnKeys);
-      for (int r = span * kAttnKeys; r < last; ++r)
-        for (int h = 0; h < 2 * heads.num_heads; ++h)
-          p.kernels_.rotate(rope_of(step, p.rope_, r), p.rope_.rotary_dim / 2, p.rope_.interleaved, 1.0f, d,
-                            qkv->row(r) + h * d);
-      for (int h = 0; h < heads.num_heads; ++h) p.kernels_.pack_heads(heads, h, span, qkv->row(0), (size_t)qkv->stride);
+      for (int h = 0; h < heads.num_heads; ++h)
+        p.kernels_.pack_heads(heads, h, begin + i, qkv->row(0), (size_t)qkv->stride, step.rope.data(), p.rope_.rotary_dim / 2,
+                              p.rope_.interleaved);
     });
   }
 };

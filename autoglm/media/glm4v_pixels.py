@@ -98,10 +98,10 @@ def pixel_values(rgb: NDArray[np.uint8], grid: PatchGrid) -> NDArray[np.float32]
     groups = resized.reshape(
         rows // MERGE_SIZE, MERGE_SIZE, PATCH_SIZE, columns // MERGE_SIZE, MERGE_SIZE, PATCH_SIZE, 3
     )
-    patches = groups.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, 3, PATCH_SIZE * PATCH_SIZE)
-    values = np.empty(patches.shape, np.float32)
-    for channel in range(3):
-        values[:, channel] = _levels()[channel][patches[:, channel]]
+    values = np.empty((rows * columns, 3, PATCH_SIZE * PATCH_SIZE), np.float32)
+    for channel, levels in enumerate(_levels()):
+        patches = groups[..., channel].transpose(0, 3, 1, 4, 2, 5)
+        values[:, channel] = levels.take(patches).reshape(rows * columns, -1)
     return values.reshape(rows * columns, -1)
 
 

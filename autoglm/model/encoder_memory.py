@@ -37,11 +37,14 @@ def picture_bytes(gguf: GGUFFile, max_pixels: int) -> int:
 
 
 def weights_bytes(gguf: GGUFFile, in_floats: bool = False) -> dict[str, int]:
-    """Weights in memory of the parts "vision" (projector and fusion with it) and "audio"; kernels become f32."""
+    """Weights in memory of the parts "vision" (projector and fusion with it) and "audio"; kernels become f32, the large one
+    of a glm4v merger 16-bit whole numbers where attention is in such."""
     sums = {"vision": 0, "audio": 0}
     for name, tensor in gguf.tensors.items():
         is_kept = len(tensor.shape) == 2 and not in_floats
         num_bytes = tensor.nbytes if is_kept else _FLOAT * math.prod(tensor.shape)
+        if name == "mm.patch_merger.weight" and _quantized_attention(gguf):
+            num_bytes = num_bytes * 33 // 64  # 64 numbers of two bytes and a scale of four
         sums["audio" if name.startswith(("a.", "mm.a.", "gcmf.audio.")) else "vision"] += num_bytes
     return sums
 

@@ -15,6 +15,7 @@ its GGUF form.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from autoglm.model.loader import Vector, WeightReader, check_sizes
 
 _MERGE = 2
 _ROPE_THETA = 10000.0
-MERGED_AT_ONCE = 256  # rows of the merger: more would read its weights less often, and take memory beside the tower's
+MERGED_AT_ONCE = 276  # rows of the merger: more would read its weights less often, and take memory beside the tower's
 _MERGER_NORM_EPS = 1e-5  # of torch's LayerNorm; the file has a key for the RMS norms only
 
 
@@ -124,18 +125,18 @@ class Glm4vVision:
             reader.array(name, (width, 3, size, size)) for name in ("v.patch_embd.weight", "v.patch_embd.weight.1")
         )
         assert isinstance(kernel, np.ndarray)
-        self._patch = float_matrix(runtime, kernel.reshape(width, -1))
+        self._blocks = [_read_block(reader, config, index) for index in range(config.num_layers)]
+        # Where products are in whole numbers attention may be too, and the kernels; float weights keep every digit.
+        self._in_floats = self._blocks[0].qkv[0].type_id in FLOAT_TYPES
+        pack = float_matrix if self._in_floats else i16_matrix
+        self._patch = pack(runtime, kernel.reshape(width, -1))
         self._patch_bias = reader.vector("v.patch_embd.bias", width)
         self._norm_embd = reader.vector("v.norm_embd.weight", width)
         grid = config.position_grid
         self._positions = reader.array("v.position_embd.weight", (grid * grid, width)).reshape(grid, grid, width)
-        self._blocks = [_read_block(reader, config, index) for index in range(config.num_layers)]
         self._post_ln = reader.vector("v.post_ln.weight", width)
         # [text, width, dy, dx] -> columns in the order in which four rows of one block lie: dy, dx, width
         downsample = reader.array("mm.patch_merger.weight", (text, width, _MERGE, _MERGE))
-        # Where products are in whole numbers attention may be too, and so may this; float weights keep every digit.
-        self._in_floats = self._blocks[0].qkv[0].type_id in FLOAT_TYPES
-        pack = float_matrix if self._in_floats else i16_matrix
         self._downsample = pack(runtime, downsample.transpose(0, 2, 3, 1).reshape(text, -1))
         self._downsample_bias = reader.vector("mm.patch_merger.bias", text)
         self._fc = reader.matrix("mm.model.fc.weight", text, text)
@@ -161,7 +162,7 @@ class Glm4vVision:
 
     def _started(self, patches: NDArray[np.float32], rows: int, columns: int) -> _Programs:
         programs = self._programs.take((rows, columns))
-        programs.tower.view(programs.patches)[:] = patches
+        programs.tower.view(programs.patches)[:, : patches.shape[1]] = patches
         start_whole(programs.tower, len(patches), programs.places)
         return programs
 
@@ -170,12 +171,13 @@ class Glm4vVision:
         features, merger = programs.tower.view(programs.features), programs.merger
         four, num_tokens = _MERGE**2, len(features) // _MERGE**2
         result = np.empty((num_tokens, self.config.text_size), np.float32)
-        for start in range(0, num_tokens, MERGED_AT_ONCE):
-            count = min(MERGED_AT_ONCE, num_tokens - start)
-            merger.view(programs.merged)[:count] = features[four * start : four * (start + count)].reshape(count, -1)
+        passes = -(-num_tokens // MERGED_AT_ONCE)
+        for start, end in itertools.pairwise(num_tokens * i // passes for i in range(passes + 1)):
+            count = end - start
+            merger.view(programs.merged)[:count] = features[four * start : four * end].reshape(count, -1)
             start_whole(merger, count)
             yield from run_slices(merger, slice_s)
-            result[start : start + count] = merger.view(programs.tokens)[:count]
+            result[start:end] = merger.view(programs.tokens)[:count]
         return result
 
     def _build(self, grid: tuple[int, int]) -> _Programs:

@@ -91,9 +91,16 @@ def test_what_is_not_finite_is_seen(runtime: kernels.Runtime, bad: float) -> Non
     assert np.isfinite(ours[[0, 2]]).all()
 
 
-def test_what_does_not_fit_stays_float(runtime: kernels.Runtime) -> None:
+def test_columns_are_filled_up(runtime: kernels.Runtime) -> None:
+    weights, x = random_weights(33, 100), random_activations(5, 100)
+    matrix = i16_matrix(runtime, weights)
+    assert (matrix.type_id, matrix.cols) == (I16_TYPE_ID, 128)
+    padded = np.pad(x, ((0, 0), (0, 28)))
+    whole = i16_matrix(runtime, np.pad(weights, ((0, 0), (0, 28))))
+    np.testing.assert_array_equal(kernels.matmul(runtime, matrix, padded), kernels.matmul(runtime, whole, padded))
+
+
+def test_what_is_not_finite_stays_float(runtime: kernels.Runtime) -> None:
     weights = random_weights(33, 128)
-    assert i16_matrix(runtime, weights).type_id == I16_TYPE_ID
-    assert i16_matrix(runtime, weights[:, :100]).type_id == 0
     weights[5, 5] = np.inf
     assert i16_matrix(runtime, weights).type_id == 0
