@@ -37,8 +37,10 @@ def picture_bytes(gguf: GGUFFile, max_pixels: int) -> int:
 
 
 def weights_bytes(gguf: GGUFFile, in_floats: bool = False) -> dict[str, int]:
-    """Weights in memory of the parts "vision" (projector and fusion with it) and "audio"; kernels become f32, the large one
-    of a glm4v merger 16-bit whole numbers where attention is in such."""
+    """Weights in memory of the parts "vision" (projector and fusion with it) and "audio".
+
+    Kernels become f32, a glm4v merger's 16-bit whole numbers where attention is in such.
+    """
     sums = {"vision": 0, "audio": 0}
     for name, tensor in gguf.tensors.items():
         is_kept = len(tensor.shape) == 2 and not in_floats
