@@ -288,8 +288,9 @@ def run(load: Workload, threads: int, repeats: int, with_onednn: bool) -> dict[s
     alone = medians["autoglm"]
     peer = {p: max((e for e in WAYS if p in medians[e]), key=lambda e: medians[e][p]) for p in alone}
     ratio = {p: alone[p] / medians[peer[p]][p] for p in peer}
-    rounds = zip(samples["autoglm"]["decode"], samples[peer["decode"]]["decode"], strict=True)
-    ratio["decode"] = statistics.median(a / b for a, b in rounds)
+    engines = {"autoglm": "autoglm", "llama.cpp": peer["decode"]}
+    decode = {name: samples[engine]["decode"] for name, engine in engines.items()}
+    ratio["decode"] = statistics.median(a / b for a, b in zip(*decode.values(), strict=True))
     return {
         "model": load.path.name,
         "prefill_tokens": load.prefill,
@@ -310,8 +311,8 @@ def run(load: Workload, threads: int, repeats: int, with_onednn: bool) -> dict[s
             **shares(
                 load.path,
                 alone["prefill"],
-                {name: samples[e]["decode"] for name, e in (("autoglm", "autoglm"), ("llama.cpp", peer["decode"]))},
-                {name: beside[e] for name, e in (("autoglm", "autoglm"), ("llama.cpp", peer["decode"]))},
+                decode,
+                {name: beside[engine] for name, engine in engines.items()},
                 bounds,
             ),
         },

@@ -100,7 +100,6 @@ size_t chunk_bytes(QuantType type, int blocks) {
 // that the processor has enough of them under way (one core of Zen 5, AVX-512, one row of Q8_0: 37.0 GB/s asking, 41.0
 // not; three rows 36.5 and 39.1; four the same. AVX2, one row: 38 and 20).
 int asks(QuantType t, int blocks, int rows) {
-  if (t == QuantType::I16) return blocks * 32 / kI16Columns * count_tiles(rows);
   if (rows > direct_rows(t)) return kBlocks * count_tiles(rows);
   if (block_elements_256(t)) return t == QuantType::Q6_K ? 2 : k32_asks(rows);
   if (t == QuantType::Q8_0 && rows < kQ8Asks) return 0;

@@ -121,10 +121,11 @@ inline void product_i16(const uint8_t* p, int half, int blocks, const int16_t* q
   for (int b = 0; b < blocks; ++b, p += kI16BlockBytes) {
     vi d[T][R];
     AUTOGLM_TILE(d[t][g] = vi_zero())
-    ahead.ask();
-    for (int part = 0; part < kI16Columns / 16; ++part)
+    for (int part = 0; part < kI16Columns / 16; ++part) {
+      if (part % 2 == 0) ahead.ask();  // once for 32 columns, as all products do
       block_dots<T, R, Lane::Pairs, 8>(p + kPanelRows * 4 + part * kBlockBytes + half * kVec, q,
                                        2 * (kI16Columns * b + 16 * part), d);
+    }
     AUTOGLM_TILE({
       const vf x = vf_mul(vf_from_int(d[t][g]), vf_set1(meta[t].scale[b]));
       acc[t][g] = vf_fma(x, vf_load((const float*)p + 16 * (half + g)), acc[t][g]);
