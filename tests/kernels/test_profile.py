@@ -152,6 +152,6 @@ def test_limits_of_every_instruction_set(runtime: kernels.Runtime) -> None:
 
 def test_memory_is_read_again_and_again(runtime: kernels.Runtime) -> None:
     reader = kernels.MemoryReader(runtime, 1 << 20)
-    assert all(1e7 < reader.bytes_per_s(0.0) < 1e13 for _ in range(3))
+    assert all(1e7 < reader.bytes_per_s(0.0) < 2e12 for _ in range(3))
     with pytest.raises(ValueError, match="num_bytes"):
         kernels.MemoryReader(runtime, 0)
