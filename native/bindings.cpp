@@ -91,10 +91,11 @@ struct Runtime {
   ThreadPool pool;
   std::mutex in_use;  // the pool serves one caller at a time; taken only without the GIL
   Slabs slabs;        // where matrices are put
-  Runtime(int num_threads, const KernelTable* table) : kernels(table), pool(num_threads) {}
+  Runtime(int num_threads, const KernelTable* table, double slow_page_s)
+      : kernels(table), pool(num_threads), slabs(slow_page_s) {}
 };
 
-std::shared_ptr<Runtime> make_runtime(int num_threads, std::string isa) {
+std::shared_ptr<Runtime> make_runtime(int num_threads, std::string isa, double slow_page_s) {
   require(num_threads >= 1 && num_threads <= 1024, "num_threads must be 1 to 1024");
   if (isa.empty()) {
     const char* env = std::getenv("AUTOGLM_ISA");
@@ -102,7 +103,7 @@ std::shared_ptr<Runtime> make_runtime(int num_threads, std::string isa) {
   }
   const KernelTable* table = select_table(isa.c_str());
   if (!table) throw std::invalid_argument("AUTOGLM_ISA '" + isa + "' cannot run on this machine; use scalar, avx2 or avx512, or leave it unset");
-  return std::make_shared<Runtime>(num_threads, table);
+  return std::make_shared<Runtime>(num_threads, table, slow_page_s);
 }
 
 std::shared_ptr<Matrix> make_matrix(Runtime& rt, int type_id, int rows, int cols, bool in_floats) {
@@ -334,9 +335,12 @@ NB_MODULE(_native, m) {
   m.doc() = "CPU kernels of autoglm. Shapes and arithmetic: native/kernels.h and native/program.h.";
 
   nb::class_<Runtime>(m, "Runtime", "A kernel table and a thread pool.")
-      .def(nb::new_(&make_runtime), "num_threads"_a, "isa"_a = "")
+      .def(nb::new_(&make_runtime), "num_threads"_a, "isa"_a = "", "slow_page_s"_a = 1e-3,
+           "slow_page_s: once the system took longer to hand out 2 MB, weights come in pages of 4 kB until collapse().")
       .def_prop_ro("isa", [](const Runtime& r) { return std::string(r.kernels->name); })
-      .def_prop_ro("num_threads", [](const Runtime& r) { return r.pool.size(); });
+      .def_prop_ro("num_threads", [](const Runtime& r) { return r.pool.size(); })
+      .def("collapse", [](Runtime& r) { return r.slabs.collapse(); }, nb::call_guard<nb::gil_scoped_release>(),
+           "Move the next 2 MB of weights that lie in small pages into a huge one; whether there may be more. From one thread.");
 
   nb::class_<Matrix>(m, "Matrix", "A weight matrix [rows, cols] repacked for the kernels.")
       .def_static("pack", &pack, "runtime"_a, "data"_a.noconvert(), "type_id"_a, "rows"_a, "cols"_a)
@@ -453,6 +457,8 @@ NB_MODULE(_native, m) {
       .def("full_attention", [](PyProgram& p, int qkv, int out) { p.program.full_attention(qkv, out); }, "qkv"_a, "out"_a)
       .def("gather", [](PyProgram& p, int x, int out) { p.program.gather(x, out); }, "x"_a, "out"_a)
       .def("result", [](PyProgram& p, int x) { p.program.result(x); }, "x"_a)
+      .def("populate_in_background", [](PyProgram& p, int tokens) { p.program.populate_in_background(tokens); }, "tokens"_a,
+           "Have the system hand out the memory of a first step of so many tokens while the caller goes on; once.")
       .def("run", &PyProgram::run, "token_ids"_a.noconvert(), "positions"_a.noconvert(), "slot_mapping"_a.noconvert(),
            "cu_seqlens_q"_a.noconvert(), "context_lens"_a.noconvert(), "block_tables"_a.noconvert(), "logits_rows"_a.noconvert(),
            "limits"_a.noconvert() = nb::none(), "embeddings"_a.noconvert() = nb::none())

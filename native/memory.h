@@ -1,32 +1,35 @@
 // Zeroed memory in huge pages where the system grants them: alone, or as a piece of pages that others share.
 #pragma once
+#include <sys/mman.h>
+#include <time.h>
+
+#include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <utility>
-
-#include <sys/mman.h>
+#include <vector>
 
 namespace autoglm {
 
 class Pages {
  public:
   Pages() = default;
-  explicit Pages(size_t bytes) : bytes_(bytes) {
+  // in_huge: in pages of 2 MB where they fit, which are handed out whole on first use.
+  explicit Pages(size_t bytes, bool in_huge = true) : bytes_(bytes) {
     if (!bytes) return;
     // Huge pages begin at multiples of their size: map more than asked and start at the next one.
-    const size_t align = bytes >= 2 * kHuge ? kHuge : 0;
-    mapped_ = bytes + align;
+    in_huge = in_huge && bytes >= 2 * kHuge;
+    mapped_ = bytes + (in_huge ? kHuge : 0);
     void* p = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED) throw std::bad_alloc();
     base_ = p;
-    if (align) p = (void*)(((uintptr_t)p + kHuge - 1) & ~(uintptr_t)(kHuge - 1));
-#ifdef MADV_HUGEPAGE
-    madvise(p, bytes, MADV_HUGEPAGE);  // one TLB entry for 2 MB: weights are streamed whole every token
-#endif
+    if (in_huge) p = (void*)(((uintptr_t)p + kHuge - 1) & ~(uintptr_t)(kHuge - 1));
     data_ = (uint8_t*)p;
+    if (in_huge) advise_huge(true);  // one TLB entry for 2 MB: weights are streamed whole every token
   }
   ~Pages() {
     if (base_) munmap(base_, mapped_);
@@ -42,8 +45,46 @@ class Pages {
   uint8_t* data() const { return data_; }
   size_t size() const { return bytes_; }
 
- private:
+  // What is used for the first time from now on is handed out in huge pages, or is not.
+  void advise_huge(bool in_huge) const {
+#ifdef MADV_HUGEPAGE
+    (void)madvise(data_, bytes_, in_huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+#else
+    (void)in_huge;
+#endif
+  }
+
+  // Has the system hand out these bytes now, whoever else uses them meanwhile; they are handed out on first use if it
+  // does not know how (Linux before 5.14).
+  void populate(size_t begin, size_t bytes) const {
+#ifdef __linux__
+    constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE, which older headers lack
+    advise_pages(begin, bytes, kPopulateWrite);
+#else
+    (void)begin, (void)bytes;
+#endif
+  }
+
+  // Copies these bytes, whoever else uses them meanwhile, into huge pages. Whether the system knows how (Linux 6.1).
+  bool collapse(size_t begin, size_t bytes) const {
+#ifdef __linux__
+    constexpr int kCollapse = 25;  // MADV_COLLAPSE
+    return advise_pages(begin, bytes, kCollapse);
+#else
+    return (void)begin, (void)bytes, false;
+#endif
+  }
+
   static constexpr size_t kHuge = (size_t)2 << 20;
+
+ private:
+  bool advise_pages(size_t begin, size_t bytes, int advice) const {
+    constexpr uintptr_t kPage = 4096;
+    const uintptr_t first = (uintptr_t)(data_ + begin) & ~(kPage - 1);
+    const uintptr_t end = (uintptr_t)(data_ + std::min(bytes_, begin + bytes));
+    return first >= end || madvise((void*)first, (size_t)(end - first), advice) == 0;
+  }
+
   uint8_t* data_ = nullptr;
   size_t bytes_ = 0;
   void* base_ = nullptr;
@@ -51,12 +92,24 @@ class Pages {
 };
 
 // Memory for many matrices, most of them smaller than a huge page: each is cut from a slab that is in huge pages.
-// The system hands out memory eight times as fast in pages of 2 MB as in pages of 4 kB.
+//
+// A system with memory at hand gives pages of 2 MB eight times as fast as pages of 4 kB. A virtual machine's may have told
+// its host that it does not need them, which then finds each anew: 4.5 ms a page, where 512 small ones, which are never
+// given back, took 0.7 (2 cores of an AMD EPYC, 2026-11-30). So once a huge page took long the rest comes in small ones,
+// and collapse() makes huge ones of them when there is time.
 class Slabs {
  public:
+  struct Slab {
+    Pages pages;
+    std::atomic<bool> is_small{false};  // asked for in small pages from some time on
+    explicit Slab(size_t bytes) : pages(bytes) {}
+  };
+  // slow_page_s: a page of 2 MB that takes longer to be handed out makes the system one that is slow at it.
+  explicit Slabs(double slow_page_s) : slow_page_s_(slow_page_s) {}
+
   struct Piece {
-    std::shared_ptr<Pages> pages;  // kept by all of its pieces
-    uint8_t* data = nullptr;       // 64-byte aligned
+    std::shared_ptr<Slab> slab;  // kept by all of its pieces
+    uint8_t* data = nullptr;     // 64-byte aligned
     size_t bytes = 0;
   };
 
@@ -64,22 +117,67 @@ class Slabs {
     std::lock_guard<std::mutex> lock(mutex_);
     bytes = (bytes + 63) / 64 * 64;
     if (bytes > kSlab / 4) {
-      auto own = std::make_shared<Pages>(bytes);
-      return {own, own->data(), bytes};
+      const auto own = make(bytes);
+      return {own, own->pages.data(), bytes};
     }
-    if (!slab_ || slab_->size() - used_ < bytes) {
-      slab_ = std::make_shared<Pages>(kSlab);
+    if (!slab_ || slab_->pages.size() - used_ < bytes) {
+      slab_ = make(kSlab);
       used_ = 0;
     }
     used_ += bytes;
-    return {slab_, slab_->data() + used_ - bytes, bytes};
+    return {slab_, slab_->pages.data() + used_ - bytes, bytes};
+  }
+
+  // Has bytes of a piece handed out that are about to be written; of fewer than a huge page at a time.
+  void hand_out(const Piece& piece, size_t begin, size_t bytes) {
+    Slab& slab = *piece.slab;
+    if (is_slow_ && !slab.is_small.exchange(true)) slab.pages.advise_huge(false);
+    const double before = slab.is_small ? 0 : cpu_seconds();
+    slab.pages.populate((size_t)(piece.data - slab.pages.data()) + begin, bytes);
+    if (!slab.is_small && cpu_seconds() - before > slow_page_s_) is_slow_ = true;
+  }
+
+  // Makes the next huge page out of small ones, and waits for it; whether there may be more to do.
+  bool collapse() {
+    const std::shared_ptr<Slab> slab = next_small();
+    if (!slab) return false;
+    if (!next_page_) slab->pages.advise_huge(true);
+    const bool is_known = slab->pages.collapse(next_page_, Pages::kHuge);
+    next_page_ += Pages::kHuge;
+    return is_known;
   }
 
  private:
   static constexpr size_t kSlab = (size_t)16 << 20;
+
+  static double cpu_seconds() {  // of this thread, which others may have interrupted
+    timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+  }
+
+  std::shared_ptr<Slab> next_small() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (; next_slab_ < all_.size(); ++next_slab_, next_page_ = 0) {
+      const std::shared_ptr<Slab> slab = all_[next_slab_].lock();
+      if (slab && slab->is_small && next_page_ < slab->pages.size()) return slab;
+    }
+    return nullptr;
+  }
+
+  std::shared_ptr<Slab> make(size_t bytes) {
+    auto slab = std::make_shared<Slab>(bytes);
+    all_.push_back(slab);
+    return slab;
+  }
+
+  const double slow_page_s_;
   std::mutex mutex_;
-  std::shared_ptr<Pages> slab_;
+  std::shared_ptr<Slab> slab_;
   size_t used_ = 0;
+  std::vector<std::weak_ptr<Slab>> all_;
+  std::atomic<bool> is_slow_{false};
+  size_t next_slab_ = 0, next_page_ = 0;  // of collapse()
 };
 
 }  // namespace autoglm

@@ -48,6 +48,17 @@ ActView Activation::view() const {
           (ActMetaB*)meta_b.data(), (int16_t*)qi.data(), (ActMetaI16*)meta_i.data(), (float*)f32.data()};
 }
 
+void Activation::populate(int rows) const {
+  const auto chunkwise = [&](const Pages& pages, size_t cell) {  // [chunk][row]
+    for (int c = 0; pages.data() && c < chunks(); ++c)
+      pages.populate((size_t)c * (size_t)capacity * cell, (size_t)rows * cell);
+  };
+  chunkwise(qk, kChunk), chunkwise(meta_k, sizeof(ActMetaK));
+  chunkwise(qb, kChunk), chunkwise(meta_b, sizeof(ActMetaB));
+  chunkwise(qi, kChunk * sizeof(int16_t)), chunkwise(meta_i, sizeof(ActMetaI16));
+  f32.populate(0, (size_t)rows * (size_t)row_stride(width) * sizeof(float));
+}
+
 size_t KvCache::block_bytes(int kv_heads, int head_dim, KvType k, KvType v) {
   const int groups = (head_dim + 31) / 32;
   const auto one = [&](KvType t) {
@@ -64,7 +75,8 @@ KvCache::KvCache(int num_layers, int num_blocks, int kv_heads, int head_dim, KvT
     : num_blocks_(num_blocks) {
   require(head_dim % 16 == 0 && head_dim <= kMaxHeadDim, "head_dim must be a multiple of 16, at most 256");
   const size_t per_layer = block_bytes(kv_heads, head_dim, k, v) * (size_t)num_blocks;
-  pages_ = Pages(per_layer * (size_t)num_layers);
+  // The first token uses some of every layer, in huge pages all of a small cache.
+  pages_ = Pages(per_layer * (size_t)num_layers, per_layer >= (size_t)8 << 20);
   const size_t k_bytes = block_bytes(1, head_dim, k, v), both = k_bytes;
   const size_t v_only = block_bytes(1, head_dim, v, v) / 2, k_only = both - v_only;
   for (int i = 0; i < num_layers; ++i) {
@@ -72,6 +84,13 @@ KvCache::KvCache(int num_layers, int num_blocks, int kv_heads, int head_dim, KvT
     layers_.push_back({base, base + (size_t)num_blocks * (size_t)kv_heads * k_only, k, v, kv_heads, head_dim, head_dim,
                        (head_dim + 31) / 32, k_only, v_only});
   }
+}
+
+void KvCache::populate(int blocks) const {
+  const auto part = [&](const uint8_t* from, size_t bytes) {
+    pages_.populate((size_t)(from - pages_.data()), bytes * (size_t)(blocks * num_kv_heads()));
+  };
+  for (const KvLayer& layer : layers_) part(layer.k, layer.k_bytes), part(layer.v, layer.v_bytes);
 }
 
 void KvCache::fill() {
@@ -84,7 +103,9 @@ Program::Program(const KernelTable& kernels, ThreadPool& pool, int max_tokens)
   require(max_tokens >= 1 && max_tokens <= 65536, "max_tokens must be 1 to 65536");
 }
 
-Program::~Program() = default;
+Program::~Program() {
+  if (populating_.joinable()) populating_.join();
+}
 
 Buffer& Program::at(int i) {
   require(i >= 0 && i < (int)buffers_.size(), "no such buffer");
@@ -405,6 +426,19 @@ void Program::make_scratch() {
   const size_t norm = (size_t)round_up(widest, kChunk) * sizeof(float);
   scratch_bytes_ = (std::max({gemm, norm, kAttnScratch, kFullScratch}) + 4095) / 4096 * 4096;
   scratch_ = Pages(scratch_bytes_ * (size_t)pool_.size());
+}
+
+void Program::populate_in_background(int tokens) {
+  if (!scratch_.data()) make_scratch();
+  populating_ = std::thread([this, tokens = std::min(tokens, max_tokens_)] { populate(tokens); });
+}
+
+void Program::populate(int tokens) const {
+  if (cache_) cache_->populate(std::min((tokens + kKvBlock - 1) / kKvBlock, cache_->num_blocks()));
+  scratch_.populate(0, scratch_.size());
+  for (const auto& a : activations_) a->populate(tokens);
+  for (const auto& b : buffers_)  // the result's rows are those wanted: one
+    b->pages.populate(0, (size_t)(b.get() == buffers_[(size_t)result_].get() ? 1 : tokens) * (size_t)b->stride * sizeof(float));
 }
 
 void Program::start(Step step) {

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "kernels.h"
@@ -27,6 +28,7 @@ struct Activation {
   Pages qk, meta_k, qb, meta_b, qi, meta_i, f32;
   void need(ActKind kind);
   ActView view() const;
+  void populate(int rows) const;
   int chunks() const { return (width + kChunk - 1) / kChunk; }
 };
 
@@ -47,6 +49,8 @@ class KvCache {
   int num_kv_heads() const { return layers_[0].num_kv_heads; }
   int head_dim() const { return layers_[0].head_dim; }
   size_t nbytes() const { return pages_.size(); }
+  // Memory of the first blocks, which are the first to be handed out.
+  void populate(int blocks) const;
   // Overwrites all of it with one small number: pages nobody wrote are all one page of zeros, too fast to be timed.
   void fill();
   static size_t block_bytes(int num_kv_heads, int head_dim, KvType k, KvType v);  // one layer, one block
@@ -131,6 +135,10 @@ class Program {
   // The rows of buffer x are the step's result.
   void result(int x);
 
+  // Memory for a step of so many tokens of a first prompt, handed out by the system on a thread beside whoever goes on:
+  // the first step would wait for it otherwise. Once, when the program is complete.
+  void populate_in_background(int tokens);
+
   // Inputs must have been checked. Afterwards the result rows stand in result_rows() until the next start.
   void start(Step step);
   // Goes on for about so many seconds; whether the step is done. What is computed does not depend on where it paused.
@@ -161,6 +169,7 @@ class Program {
   int first_slice() const;
   void plan_rope(Step& step) const;
   void make_scratch();
+  void populate(int tokens) const;
   template <class F> void parallel_for(int count, const F& f);
   void note(Op& op, double took, bool is_done);
 
@@ -184,6 +193,7 @@ class Program {
   OpProfile plan_;
   struct alignas(64) Seconds { double value = 0; };
   std::vector<Seconds> busy_;  // of each thread, in the operation that runs
+  std::thread populating_;
 };
 
 }  // namespace autoglm

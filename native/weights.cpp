@@ -320,7 +320,8 @@ void dequantize(QuantType type, const uint8_t* src, size_t n, float* dst) {
   }
 }
 
-Matrix::Matrix(QuantType stored, int rows, int cols, bool in_floats, Slabs& slabs) : stored_(stored) {
+Matrix::Matrix(QuantType stored, int rows, int cols, bool in_floats, Slabs& slabs)
+    : stored_(stored), slabs_(slabs) {
   const QuantType type = in_floats && !is_float(stored) ? QuantType::F32 : stored;
   view_ = {type, rows, cols, (rows + kPanelRows - 1) / kPanelRows, (cols + kChunk - 1) / kChunk, 0, nullptr};
   (void)row_bytes(stored, cols);  // refuses a row that is no whole number of blocks
@@ -361,6 +362,7 @@ int Matrix::fill_group(const Rows& src, int first, int end, Pages& buffer) {
   } else {
     in = src.memory + at;
   }
+  slabs_.hand_out(piece_, (size_t)first * view_.panel_bytes, (size_t)(end - first) * view_.panel_bytes);
   for (int panel = first; panel < end; ++panel, in += src_panel) {
     const int rows = std::min(kPanelRows, view_.rows - panel * kPanelRows);
     const uint8_t* panel_in = in;

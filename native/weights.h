@@ -36,7 +36,8 @@ struct ReadError {
 // A matrix repacked for the kernels; it owns its memory or shares it with others.
 class Matrix {
  public:
-  // Of `stored` type in the source; in_floats: unpacked to F32. Memory only, fill() brings the contents.
+  // Of `stored` type in the source; in_floats: unpacked to F32. Memory only, fill() brings the contents; the slabs have
+  // to be there until then.
   Matrix(QuantType stored, int rows, int cols, bool in_floats, Slabs& slabs);
   Matrix(const Matrix&) = delete;
   Matrix& operator=(const Matrix&) = delete;
@@ -58,6 +59,7 @@ class Matrix {
   void settle(int code);
 
   QuantType stored_;
+  Slabs& slabs_;
   Slabs::Piece piece_;
   PackedMatrix view_;
   mutable std::mutex mutex_;

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
 
 from autoglm import cli
 from autoglm.server import app, metrics, schemas
@@ -20,8 +19,8 @@ API = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     "body",
     [schemas.ChatRequest, schemas.CompletionRequest, schemas.TokenizeRequest, schemas.DetokenizeRequest],
 )
-def test_every_request_field_is_documented(body: type[BaseModel]) -> None:
-    missing = [name for name in body.model_fields if not re.search(rf"[`.{{ ]{re.escape(name)}\b", API)]
+def test_every_request_field_is_documented(body: type[schemas.Body]) -> None:
+    missing = [name for name in body.__struct_fields__ if not re.search(rf"[`.{{ ]{re.escape(name)}\b", API)]
     assert not missing
 
 

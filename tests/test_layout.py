@@ -39,8 +39,9 @@ LEVELS = {
 }
 # These stand aside: what they know (up to that level), and who knows them. Only cli trains, packs and fetches.
 ASIDE = {"deploy": (0, {"cli"}), "train": (LEVELS["media"], {"cli"}), "pack": (LEVELS["media"], {"cli", "train"})}
-# Imports inside functions: subcommands load on use, and public names load when first asked for.
-LAZY_ALLOWED = {"autoglm", "autoglm.cli"}
+# Imports inside functions: subcommands load on use, public names when first asked for, and a start reads what only
+# pictures and sounds need for a model that has an mmproj, and what has to do with text beside the weights.
+LAZY_ALLOWED = {"autoglm", "autoglm.cli", "autoglm.cli.http_server", "autoglm.cli.loading"}
 
 
 def part_of(module: str) -> str:

@@ -84,7 +84,7 @@ def measure(loaded: LoadedModel, options: BenchOptions) -> dict[str, Any]:
     alone = decode.get("1")
     return {
         "autoglm": __version__,
-        "kernels": loaded.isa,
+        "kernels": loaded.runtime.isa,
         "cpu": cpu_name(),
         "threads": loaded.engine_config.num_threads,
         "model": loaded.model_id,

@@ -1,4 +1,8 @@
-"""From flags to a loaded engine: find the file, fit it to the memory, read it. All that answers shares this."""
+"""From flags to a loaded engine: find the file, fit it to the memory, read it. All that answers shares this.
+
+What only pictures and sounds need is imported where an mmproj is found: a model of text starts without it. What has to
+do with text and not with weights is imported once native threads read these.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +12,26 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from autoglm.chat.template import ChatTemplate
-from autoglm.chat.tokenizer import Tokenizer
 from autoglm.cli.console import parameter_count, size
-from autoglm.cli.memory import media_memory, memory_table, most_pixels, weights_by_part, with_media_cache
-from autoglm.cli.pairing import check_markers, open_mmproj
-from autoglm.config import DEFAULT_BATCHED_TOKENS, EngineConfig, ModelConfig
+from autoglm.cli.memory import memory_table
+from autoglm.config import EngineConfig, ModelConfig
 from autoglm.deploy import preflight, pull
 from autoglm.deploy.machine import available_memory_bytes, usable_cores
-from autoglm.engine.engine import Engine
 from autoglm.engine.fit import MediaMemory, MemoryPlan, fit_engine_config, kv_token_bytes, memory_plan
 from autoglm.engine.model_runner import CpuModelRunner
 from autoglm.errors import ConfigError
 from autoglm.formats.gguf import GGUFFile
+from autoglm.kernels import Runtime
 from autoglm.media.limits import MediaLimits
-from autoglm.model.loader import WeightReader, read_model_config, runs_in_floats
-from autoglm.model.multimodal import Multimodal
-from autoglm.model.projector import find_media_tokens, has_audio_encoder, two_way_tokens
+from autoglm.model.loader import WeightReader, float_bytes, read_model_config, runs_in_floats
+
+if TYPE_CHECKING:
+    from autoglm.chat.template import ChatTemplate
+    from autoglm.chat.tokenizer import Tokenizer
+    from autoglm.engine.engine import Engine
+    from autoglm.model.multimodal import Multimodal
 
 logger = logging.getLogger("autoglm.cli")
 
@@ -75,7 +81,7 @@ class LoadedModel:
     tokenizer: Tokenizer
     template: ChatTemplate
     engine: Engine
-    isa: str  # the kernel table in use
+    runtime: Runtime
     multimodal: Multimodal | None = None
     media: MediaMemory | None = None
     most_pixels: int | None = None
@@ -147,32 +153,38 @@ def check_media(path: Path, options: ModelOptions, media: Collection[str]) -> No
 
 
 def load_model(
-    path: Path, options: ModelOptions, report: pull.Progress, meanwhile: Callable[[], object] = lambda: None
+    path: Path, options: ModelOptions, report: pull.Progress, meanwhile: Callable[[], object] | None = None
 ) -> LoadedModel:
     """Read the file, fit the engine to the memory there is, load the weights.
 
-    meanwhile  called while native threads read the weights, when nothing else is left to do
+    meanwhile  called while native threads read the weights, when nothing else is left to do. Then weights may lie in
+               small pages, which runtime.collapse() gathers when there is time
     Raises FormatError for a file this build cannot run, ConfigError if it does not fit into memory.
     """
     model_id, aliases = served_names(options)
     gguf = GGUFFile.open(path)  # stays open: the runner may keep views of the map
     model_config = read_model_config(gguf)
-    mmproj = open_mmproj(find_mmproj(path, options), model_config)
+    mmproj = _open_mmproj(find_mmproj(path, options), model_config)
     logger.info(f"Loading GLM backbone with {parameter_count(model_config.num_parameters)} parameters")
     files = (gguf,) if mmproj is None else (gguf, mmproj)
     in_floats = runs_in_floats(*files)
-    parts = weights_by_part(gguf, mmproj, in_floats)
-    weights_bytes = sum(parts.values())
+    parts = {"backbone": float_bytes(gguf) if in_floats else sum(tensor.nbytes for tensor in gguf.tensors.values())}
     available = available_memory_bytes()
     wanted, media = _engine_config(options, model_config), None
     if mmproj is not None:
-        wanted = with_media_cache(_with_room_for_media(wanted, mmproj, model_config, options), available)
+        from autoglm.cli.media_memory import encoders_by_part, media_memory, with_media_cache, with_room_for_media
+
+        parts |= encoders_by_part(mmproj, in_floats)
+        wanted = with_room_for_media(wanted, mmproj, model_config, options.max_sound_s)
+        wanted = with_media_cache(wanted, available)
         media = media_memory(mmproj, wanted, available, max_pixels=options.max_pixels, max_sound_s=options.max_sound_s)
+    weights_bytes = sum(parts.values())
     engine_config = fit_engine_config(model_config, weights_bytes, wanted, available, media)
     plan = memory_plan(model_config, weights_bytes, engine_config, available, media)
     limits = MediaLimits(max_sound_s=options.max_sound_s)
     for line in memory_table(parts, engine_config, plan, media, limits):
         logger.info(line)
+    multimodal = largest_picture = None
     with _Reading() as reading:
         runner = CpuModelRunner(
             gguf,
@@ -182,15 +194,25 @@ def load_model(
             in_background=True,
         )
         reading.readers.append(runner.reader)
+        from autoglm.chat.template import ChatTemplate
+        from autoglm.chat.tokenizer import Tokenizer
+        from autoglm.engine.engine import Engine
+
         tokenizer = Tokenizer.from_gguf(gguf)
         template = ChatTemplate.from_gguf(gguf, _template_source(options.chat_template_file))
-        multimodal = None
-        if mmproj is not None:
+        if mmproj is not None and media is not None:
+            from autoglm.cli.media_memory import most_pixels
+            from autoglm.cli.pairing import check_markers
+
             check_markers(mmproj, model_config, tokenizer, template)
+            largest_picture = most_pixels(mmproj, media, plan)
             multimodal = _load_multimodal(mmproj, runner, tokenizer, report, in_floats)
             reading.readers.append(multimodal.reader)
         engine = Engine(runner, tokenizer, engine_config)
-        meanwhile()
+        if meanwhile is not None:
+            meanwhile()
+    while meanwhile is None and runner.runtime.collapse():
+        pass
     return LoadedModel(
         model_id,
         aliases,
@@ -201,10 +223,10 @@ def load_model(
         tokenizer,
         template,
         engine,
-        runner.runtime.isa,
+        runner.runtime,
         multimodal,
         media,
-        most_pixels(mmproj, media, plan) if mmproj is not None and media is not None else None,
+        largest_picture,
     )
 
 
@@ -229,9 +251,20 @@ class _Reading:
                 reader.stop()
 
 
+def _open_mmproj(path: Path | None, backbone: ModelConfig) -> GGUFFile | None:
+    if path is None:
+        return None
+    from autoglm.cli.pairing import open_mmproj
+
+    return open_mmproj(path, backbone)
+
+
 def _load_multimodal(
     mmproj: GGUFFile, runner: CpuModelRunner, tokenizer: Tokenizer, report: pull.Progress, in_floats: bool
 ) -> Multimodal:
+    from autoglm.model.multimodal import Multimodal
+    from autoglm.model.projector import find_media_tokens, has_audio_encoder
+
     logger.info(f"Loading vision encoder from {mmproj.path}")
     if has_audio_encoder(mmproj):
         logger.info(f"Loading audio encoder from {mmproj.path}")
@@ -253,19 +286,8 @@ def describe(loaded: LoadedModel) -> str:
     """One line on what was fitted, for the log."""
     config = loaded.engine_config
     limits = f"Context {config.ctx_size} tokens, {config.max_num_seqs} sequences at once"
-    machine = f"{config.num_threads} threads, {loaded.isa} kernels"
+    machine = f"{config.num_threads} threads, {loaded.runtime.isa} kernels"
     return f"{limits}, {machine}"
-
-
-def _with_room_for_media(
-    config: EngineConfig, mmproj: GGUFFile, model: ModelConfig, options: ModelOptions
-) -> EngineConfig:
-    """A step long enough for the largest medium whose tokens see each other both ways."""
-    if config.max_num_batched_tokens is not None:
-        return config
-    longest = two_way_tokens(mmproj, model, options.max_sound_s)
-    needed = longest + config.max_num_seqs
-    return replace(config, max_num_batched_tokens=needed) if needed > DEFAULT_BATCHED_TOKENS else config
 
 
 def _engine_config(options: ModelOptions, model: ModelConfig) -> EngineConfig:

@@ -12,10 +12,8 @@ from autoglm.formats.gguf import GGUFFile
 from autoglm.model.projector import check_projector, check_tokens, find_media_tokens, has_audio_encoder
 
 
-def open_mmproj(path: Path | None, backbone: ModelConfig) -> GGUFFile | None:
+def open_mmproj(path: Path, backbone: ModelConfig) -> GGUFFile:
     """The projector's header, checked against the backbone's. Raises FormatError."""
-    if path is None:
-        return None
     gguf = GGUFFile.open(path)
     check_projector(gguf, backbone)
     return gguf

@@ -111,7 +111,7 @@ def measure_roofline(loaded: LoadedModel, options: RooflineOptions) -> dict[str,
     limits = limits.better_of(limit())
     return {
         "autoglm": __version__,
-        "kernels": loaded.isa,
+        "kernels": loaded.runtime.isa,
         "cpu": cpu_name(),
         "threads": runner.runtime.num_threads,
         "model": loaded.model_id,

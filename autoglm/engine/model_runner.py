@@ -18,6 +18,8 @@ from autoglm.kernels import KvCache, OpProfile, Runtime, dequantize
 from autoglm.model.loader import TOKEN_TABLE, Progress, WeightReader, read_model_config
 from autoglm.model.text import build_text_program
 
+_FIRST_PROMPT_TOKENS = 64  # memory for so many is there when the first one comes
+
 
 class ModelRunner(Protocol):
     """What the engine needs of a machine. A GPU or a remote machine would be another class with these."""
@@ -98,8 +100,12 @@ class CpuModelRunner:
         self.kv_bytes = self._cache.nbytes
         self.reader = WeightReader(gguf, self.runtime, progress, in_floats=in_floats)
         self._program = build_text_program(self.runtime, self.reader, model, self._cache, config.token_budget)
-        if not in_background:
+        if in_background:
+            self._program.populate_in_background(_FIRST_PROMPT_TOKENS)
+        else:
             self.reader.wait()
+            while self.runtime.collapse():
+                pass
         self._gguf = gguf  # the token table is read from the map
 
     def token_embeddings(self, token_ids: NDArray[np.int32]) -> NDArray[np.float32]:

@@ -12,13 +12,21 @@ from numpy.typing import NDArray
 class Runtime:
     """A kernel table and a thread pool."""
 
-    def __init__(self, num_threads: int, isa: str = '') -> None: ...
+    def __init__(self, num_threads: int, isa: str = '', slow_page_s: float = 0.001) -> None:
+        """
+        slow_page_s: once the system took longer to hand out 2 MB, weights come in pages of 4 kB until collapse().
+        """
 
     @property
     def isa(self) -> str: ...
 
     @property
     def num_threads(self) -> int: ...
+
+    def collapse(self) -> bool:
+        """
+        Move the next 2 MB of weights that lie in small pages into a huge one; whether there may be more. From one thread.
+        """
 
 class Matrix:
     """A weight matrix [rows, cols] repacked for the kernels."""
@@ -197,6 +205,11 @@ class Program:
     def gather(self, x: int, out: int) -> None: ...
 
     def result(self, x: int) -> None: ...
+
+    def populate_in_background(self, tokens: int) -> None:
+        """
+        Have the system hand out the memory of a first step of so many tokens while the caller goes on; once.
+        """
 
     def run(self, token_ids: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], positions: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)], slot_mapping: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], cu_seqlens_q: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], context_lens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], block_tables: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)], logits_rows: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], limits: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None, embeddings: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)] | None = None) -> NDArray[numpy.float32]: ...
 

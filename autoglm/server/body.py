@@ -1,19 +1,25 @@
-"""Request body -> bounded bytes -> JSON -> checked pydantic model; every refusal names the field."""
+"""Request body -> bounded bytes -> JSON -> checked request type; every refusal names the field."""
 
 from __future__ import annotations
 
 import asyncio
+import re
+from types import MappingProxyType
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
-from pydantic_core import from_json
+import msgspec
 from starlette.requests import ClientDisconnect, Request
 
 from autoglm.errors import RequestError
 from autoglm.server.problems import PlainHttpError
+from autoglm.server.schemas import Body, take
 from autoglm.server.settings import ServerSettings
 
-Model = TypeVar("Model", bound=BaseModel)
+MAX_DEPTH = 200
+Model = TypeVar("Model", bound=Body)
+
+# 1e999 is JSON: the field that holds it refuses it by name, as float makes it infinite.
+_decoder = msgspec.json.Decoder(float_hook=float)
 
 
 async def read_body(request: Request, settings: ServerSettings) -> bytes:
@@ -49,15 +55,32 @@ def check_content_type(request: Request) -> None:
 
 
 def parse_json(body: bytes) -> dict[str, Any]:
-    """One JSON object; nesting is bounded by the parser (200), NaN and Infinity are refused."""
+    """One JSON object, at most MAX_DEPTH levels deep; NaN and Infinity are refused."""
     try:
-        value = from_json(body, allow_inf_nan=False)
+        value = _decoder.decode(body)
+        is_too_deep = _is_too_deep(value)
+    except RecursionError:
+        is_too_deep = True
     except ValueError as error:
-        # The parser's message gives the place (line, column) and never quotes the body.
-        raise RequestError(f"the body is not valid JSON: {error}", code="invalid_json") from None
+        # The parser's message gives the place and never quotes the body.
+        problem = str(error).removeprefix("JSON is malformed: ").split(" - at ")[0]
+        raise RequestError(f"the body is not valid JSON: {problem}", code="invalid_json") from None
+    if is_too_deep:
+        raise RequestError(f"the body is nested more than {MAX_DEPTH} levels deep", code="invalid_json")
     if not isinstance(value, dict):
         raise RequestError(f"the body is a JSON {_json_type(value)}, expected an object", code="invalid_json")
     return value
+
+
+def _is_too_deep(value: object) -> bool:
+    """Whether more than MAX_DEPTH lists and objects stand in each other, empty ones not counted."""
+    level = [value] if isinstance(value, (list, dict)) else []
+    for _ in range(MAX_DEPTH):
+        members = (item.values() if isinstance(item, dict) else item for item in level)
+        level = [member for each in members for member in each if member and type(member) in (list, dict)]
+        if not level:
+            return False
+    return True
 
 
 def _json_type(value: object) -> str:
@@ -75,16 +98,65 @@ def field_path(location: tuple[int | str, ...]) -> str:
     return path[:200]
 
 
-def validate(model: type[Model], value: object) -> Model:
-    """The model, or a RequestError with the path of the first field that is wrong."""
+def validate(model: type[Model], value: dict[str, Any]) -> Model:
+    """The request, or a RequestError with the path of the first field that is wrong, as declared."""
+    model.refuse_unserved(value)
     try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        path = field_path(first["loc"])
-        problem = "is required" if first["type"] == "missing" else first["msg"].removeprefix("Value error, ")
-        code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
-        raise RequestError(f"{path or 'the body'}: {problem[:400]}", param=path or None, code=code) from None
+        try:
+            return msgspec.convert(value, model, dec_hook=take)
+        except msgspec.ValidationError:
+            msgspec.convert(_in_declared_order(value), model, dec_hook=take)
+            raise
+    except msgspec.ValidationError as error:
+        raise _request_error(str(error)) from None
+
+
+def _in_declared_order(value: object) -> object:
+    """The same value; msgspec reads the fields of a mapping that is no dict in the order of their declaration."""
+    if isinstance(value, dict):
+        return MappingProxyType({name: _in_declared_order(member) for name, member in value.items()})
+    return [_in_declared_order(item) for item in value] if isinstance(value, list) else value
+
+
+_MISSING = re.compile("Object missing required field `(.*)`")
+_PATTERN = re.compile(r"Expected `str` matching regex '\^(.*)\\\\Z'")
+_TYPES = {
+    "int": "an integer",
+    "float": "a number",
+    "str": "a string",
+    "bool": "a boolean",
+    "array": "a list",
+    "object": "an object",
+    "mappingproxy": "an object",
+}
+
+
+def _request_error(problem: str) -> RequestError:
+    """msgspec's message, such as "Expected `int | null`, got `str` - at `$.n`", in our words; it quotes no value."""
+    problem, *places = problem.split(" - at `$")
+    # A field's own `take` names the place within the field first.
+    path = "".join(place.rstrip("`") for place in reversed(places)).removeprefix(".")
+    missing = _MISSING.fullmatch(problem)
+    if missing:
+        path = field_path((path, missing[1]))
+        return RequestError(f"{path}: is required", param=path, code="missing_required_parameter")
+    return RequestError(f"{path or 'the body'}: {_wording(problem)}", param=path or None, code="invalid_value")
+
+
+def _wording(problem: str) -> str:
+    """'Expected `int | null`, got `str`' -> 'expected an integer, got a string'; a pattern's choices are listed."""
+    pattern = _PATTERN.fullmatch(problem)
+    if pattern and pattern[1].startswith("("):
+        *others, last = pattern[1].strip("()").split("|")
+        return "must be " + " or ".join(filter(None, (", ".join(others), last)))
+    if pattern:
+        return f"must match {pattern[1]}"
+    problem = problem.replace("got `float`", "got a decimal number")
+    return re.sub("`(.*?)`", lambda names: _type_names(names[1]), problem[:1].lower() + problem[1:])
+
+
+def _type_names(names: str) -> str:
+    return " or ".join(_TYPES[name] for name in names.split(" | ") if name != "null") or "null"
 
 
 async def read_object(request: Request, settings: ServerSettings) -> dict[str, Any]:

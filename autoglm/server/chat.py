@@ -45,7 +45,7 @@ class ChatChoice:
         self._mode = prompt.mode
         self._wants_logprobs = bool(request.logprobs)
         self._tokenizer = tokenizer
-        has_tools = bool(request.tools) and request.tool_choice != "none"
+        has_tools = request.may_call
         self._parser = OutputParser(
             prompt.mode,
             starts_in_thought=prompt.starts_in_thought,

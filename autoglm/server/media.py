@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autoglm.engine.fit import MAX_DECODED_BYTES, MediaMemory
 from autoglm.errors import CapacityError, RequestError
@@ -20,8 +20,10 @@ from autoglm.media.recently_used import RecentlyUsed
 from autoglm.media.room import MediaRoom
 from autoglm.media.sounds import PADDING_S, Sound, decode_sound
 from autoglm.media.sources import MediaSources
-from autoglm.model.multimodal import Multimodal
 from autoglm.server.schemas import ChatRequest, Message
+
+if TYPE_CHECKING:
+    from autoglm.model.multimodal import Multimodal
 
 # What the chat template calls a part, by what it holds.
 TEMPLATE_TYPES = {"picture": "image", "sound": "audio"}

@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from autoglm.chat.action_grammar import MAX_END_BYTES, ActionConstraint
 from autoglm.chat.constraint import GrammarConstraint
 from autoglm.chat.tokenizer import Tokenizer
@@ -14,7 +16,7 @@ from autoglm.engine.thinking import MIN_ANSWER_TOKENS, ThinkingControl
 from autoglm.errors import RequestError
 from autoglm.media.prompt_media import PromptMedia
 from autoglm.server.media import MediaReport, RequestMedia, is_media, template_part, widen
-from autoglm.server.schemas import ChatRequest, Message, NamedTool, Tool
+from autoglm.server.schemas import ChatRequest, Message, Tool
 from autoglm.server.service import Service
 from autoglm.server.thinking import MAX_BUDGET, ReasoningMode, ThinkingSetting
 
@@ -140,7 +142,7 @@ def _template_call(name: str, arguments: str | dict[str, Any], call_id: str | No
 
 def tool_dicts(tools: list[Tool] | None) -> list[dict[str, Any]] | None:
     """Tools as plain dicts, for templates and grammars."""
-    return [tool.model_dump(exclude_none=True) for tool in tools] if tools else None
+    return [msgspec.to_builtins(tool) for tool in tools] if tools else None
 
 
 def template_extra(request: ChatRequest) -> dict[str, Any]:
@@ -228,10 +230,10 @@ def set_thinking(
 
 def _wants_action(service: Service, request: ChatRequest) -> bool:
     """Whether the answer is to be an action: by response_format, or by default where it and tools are left out."""
-    chosen, has_tools = request.response_format, bool(request.tools) and request.tool_choice != "none"
+    chosen = request.response_format
     if chosen is None:
         return service.settings.actions and not request.tools
-    if chosen.type == "autoglm_action" and has_tools:
+    if chosen.type == "autoglm_action" and request.may_call:
         raise RequestError("tools: cannot go with response_format autoglm_action; leave one of them out", param="tools")
     return chosen.type == "autoglm_action"
 
@@ -248,13 +250,13 @@ def _constraint(service: Service, request: ChatRequest) -> GrammarConstraint | N
     tools = tool_dicts(request.tools)
     choice = request.tool_choice
     parallel = request.parallel_tool_calls is not False
-    if tools and isinstance(choice, NamedTool):
-        return service.grammars.tools(tools, choice.function.name)
-    if tools and choice == "required":
+    if tools and choice.name is not None:
+        return service.grammars.tools(tools, choice.name)
+    if tools and choice.mode == "required":
         return service.grammars.tools(tools, "required", parallel=parallel)
     if answer_schema is None:
         return None
-    if tools and choice != "none":
+    if tools and choice.mode != "none":
         return service.grammars.tools(tools, "required", parallel=parallel, answer_schema=answer_schema)
     return service.grammars.json_schema(answer_schema)
 
@@ -310,7 +312,7 @@ def build_chat_prompt(
         # Whoever asks for JSON or an action parses the content, so a thought must not stand in it. A client that
         # asked for nothing gets the thought where it always was: Open-AutoGLM shows it and keeps it.
         mode = "split"
-    tools = None if request.tool_choice == "none" else request.tools
+    tools = request.tools if request.may_call else None
     started_s = time.monotonic()
     token_ids, template_ms = render_chat(service, request.messages, tools, setting.enabled, template_extra(request))
     tokenize_ms = (time.monotonic() - started_s) * 1e3 - template_ms

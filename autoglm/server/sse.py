@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
-from pydantic_core import to_json
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -26,7 +26,7 @@ class ClientGone(Exception):
 
 def encode_event(data: dict[str, Any]) -> bytes:
     """One `data:` event; the JSON has no line breaks, so one line holds it."""
-    return b"data: " + to_json(data) + b"\n\n"
+    return b"data: " + msgspec.json.encode(data) + b"\n\n"
 
 
 async def wait_for_disconnect(receive: Receive) -> None:

@@ -14,7 +14,7 @@ from unittest.mock import MagicMock
 import pytest
 
 from autoglm import __version__, cli
-from autoglm.cli import http_server
+from autoglm.cli import http_server, self_check
 from autoglm.cli import serve as serving
 from autoglm.cli.console import parameter_count, printable, size
 from autoglm.cli.loading import ModelOptions, parse_size, served_names
@@ -57,7 +57,8 @@ def test_serve_actions_reaches_the_server(monkeypatch: pytest.MonkeyPatch, flags
     seen: list[ServerSettings] = []
     for module, names in (
         (serving, ("find_model", "load_model", "describe")),
-        (http_server, ("check_taps", "EngineDriver", "run_server")),
+        (self_check, ("check_taps",)),
+        (http_server, ("EngineDriver", "run_server")),
     ):
         for name in names:
             monkeypatch.setattr(module, name, MagicMock())
@@ -253,9 +254,9 @@ def test_starting_is_light() -> None:
 def test_serve_loads_before_it_reads_the_http_side() -> None:
     """Modules that are read while native threads read weights, and those that only few servers need at all."""
     root = Path(__file__).resolve().parents[2]
-    late = ("starlette", "uvicorn", "pydantic")
+    late = ("starlette", "uvicorn", "msgspec")
     rare = ("httpx", "rich", "PIL", "soundfile", "soxr", "llguidance", "filelock", "platformdirs", "psutil")
-    rare += ("prometheus_client", "numpy.random")
+    rare += ("prometheus_client", "numpy.random", "pydantic", "pydantic_core")
     code = (
         f"import sys; from autoglm.cli import console, loading, serve; print([m for m in {late + rare} "
         f"if m in sys.modules]); from autoglm.cli import http_server; print([m for m in {rare} if m in sys.modules])"

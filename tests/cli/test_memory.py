@@ -102,10 +102,13 @@ def test_a_model_that_fits_a_cache_runs_in_floats(monkeypatch: pytest.MonkeyPatc
     loaded = load(monkeypatch, 6 << 30, NANO.path, NANO.mmproj)
     with GGUFFile.open(NANO.path) as text, GGUFFile.open(NANO.mmproj) as mmproj:
         assert runs_in_floats(text, mmproj)
-        sizes = [
-            CpuModelRunner(text, loaded.engine_config, in_floats=in_floats)._program.nbytes
+        runners = [
+            CpuModelRunner(text, loaded.engine_config, in_floats=in_floats, in_background=True)
             for in_floats in (False, True)
         ]
+        for runner in runners:
+            runner.reader.wait()
+    sizes = [runner._program.nbytes for runner in runners]
     assert loaded.engine.runner._program.nbytes == sizes[1] != sizes[0]
     assert loaded.multimodal is not None
     assert loaded.multimodal._vision._blocks[0].qkv.weight.type_id == GGMLType.F32

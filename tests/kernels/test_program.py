@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -503,3 +506,46 @@ def test_two_threads_share_one_pool() -> None:
 
     with ThreadPoolExecutor(4) as threads:
         assert all(threads.map(many, range(4)))
+
+
+def test_memory_handed_out_beforehand(runtime: kernels.Runtime) -> None:
+    """A first step finds its rows, and a small cache's blocks, there; what is computed is the same."""
+    results = []
+    for tokens in (0, 64):
+        cache = kernels.KvCache(1, 8, 1, 64, "i16", "i16")
+        program = kernels.Program(runtime, 2048)
+        program.set_attention(cache, 1, 64, False, (32, 0, 0), 64, np.ones(32, np.float32))
+        qkv, out, act, wide = program.buffer(192), program.buffer(64), program.activation(64), program.buffer(2048)
+        program.rope_cache(qkv, 0)
+        program.attention(qkv, 0, out)
+        program.quantize(out, act)
+        program.linear(act, [kernels.Matrix.pack(runtime, random_weights(reference.Q8_0, 2048, 64), 8, 2048, 64)], wide)
+        program.result(wide)
+        if tokens:
+            program.populate_in_background(tokens)
+        program.view(qkv)[:40] = np.random.default_rng(0).normal(size=(40, 192))
+        run(program, 40, logits_rows=np.arange(40))
+        results.append(program.view(wide)[:40].copy())
+    np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts Linux's resident pages")
+def test_memory_is_handed_out_in_the_background() -> None:
+    """As many rows as asked for, and not the whole buffers."""
+
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    runtime = make_runtime("")
+    program = kernels.Program(runtime, 128)
+    buffers = [program.buffer(4096) for _ in range(32)]  # 2 MB each, in small pages
+    program.result(buffers[0])
+    before = resident_bytes()
+    program.populate_in_background(64)
+    asked = 31 * 64 * 4096 * 4
+    deadline = time.monotonic() + 10
+    while resident_bytes() - before < asked and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if resident_bytes() - before < asked:
+        pytest.skip("this kernel hands memory out on first use only (Linux before 5.14)")
+    assert resident_bytes() - before < 1.5 * asked

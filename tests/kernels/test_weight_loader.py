@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,43 @@ def test_what_reads_may_go_before_what_is_read(runtime: kernels.Runtime, file: T
     truth = product(runtime, kernels.Matrix.pack(runtime, data, reference.Q4_K, 512, 1024))
     for matrix in read:
         np.testing.assert_array_equal(product(runtime, matrix), truth)
+
+
+def huge_page_bytes() -> int:
+    """Of this process, in anonymous memory."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("AnonHugePages:"))
+
+
+def test_small_pages_of_a_slow_system_become_huge(file: TensorFile) -> None:
+    """Where every page counts as slow, weights come in small ones; moved or not, they are the same bits."""
+    runtime = kernels.Runtime(2, slow_page_s=0)
+    data = [random_weights(reference.Q8_0, 1024, 4096, seed=seed) for seed in range(6)]
+    for number, values in enumerate(data):
+        file.put(number * values.size, values)
+    loader = kernels.WeightLoader(runtime, file.descriptor)
+    read = [loader.read(number * data[0].size, reference.Q8_0, 1024, 4096) for number in range(len(data))]
+    while not loader.wait(0.1):
+        pass
+    truth = [product(runtime, matrix) for matrix in read]
+    before = huge_page_bytes() if sys.platform == "linux" else 0
+    moved = sum(1 for _ in iter(runtime.collapse, False))
+    for ours, values in zip(read, truth, strict=True):
+        np.testing.assert_array_equal(product(runtime, ours), values)
+    if moved:  # the system knows how; the first slab was asked for before any page was slow
+        assert moved >= sum(matrix.nbytes for matrix in read[2:]) >> 21
+        assert huge_page_bytes() - before >= (moved - 8) << 20
+    assert not runtime.collapse()
+
+
+def test_pages_stay_huge_where_they_come_quickly(file: TensorFile) -> None:
+    runtime = kernels.Runtime(2, slow_page_s=1000)
+    values = random_weights(reference.Q8_0, 1024, 4096)
+    file.put(0, values)
+    matrix = kernels.WeightLoader(runtime, file.descriptor).read(0, reference.Q8_0, 1024, 4096)
+    truth = kernels.Matrix.pack(runtime, values, reference.Q8_0, 1024, 4096)
+    np.testing.assert_array_equal(product(runtime, matrix), product(runtime, truth))
+    assert not runtime.collapse()
 
 
 def test_refuses_bad_arguments(runtime: kernels.Runtime, file: TensorFile) -> None:

@@ -26,6 +26,7 @@ from autoglm.model.loader import read_model_config
 from autoglm.model.multimodal import Multimodal
 from autoglm.model.projector import MediaTokens
 from autoglm.server import media as media_module
+from autoglm.server.body import validate
 from autoglm.server.media import MediaDoor, RequestMedia, check_kinds, check_settings, decode, find_parts
 from autoglm.server.schemas import ChatRequest
 
@@ -54,7 +55,7 @@ def png(shade: int = 0) -> bytes:
 def request(count: int = 1, kind: str = "image_url", **fields: Any) -> ChatRequest:
     url = "data:image/png;base64," + base64.b64encode(png()).decode()
     parts = [{"type": kind, kind: {"url": url}} for _ in range(count)]
-    return ChatRequest.model_validate({"messages": [{"role": "user", "content": parts}], **fields})
+    return validate(ChatRequest, {"messages": [{"role": "user", "content": parts}], **fields})
 
 
 def read(door: MediaDoor, body: ChatRequest, files: list[bytes] | None = None, first_shade: int = 0) -> RequestMedia:

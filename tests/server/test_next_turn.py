@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from PIL import Image, ImageDraw
 from starlette.testclient import TestClient
@@ -22,6 +23,7 @@ from autoglm.deploy.shipped import SHIPPED_MODELS
 from autoglm.media.limits import MediaLimits
 from autoglm.media.sources import MediaSources
 from autoglm.server.app import create_app
+from autoglm.server.body import validate
 from autoglm.server.driver import EngineDriver
 from autoglm.server.media import MediaDoor
 from autoglm.server.next_turn import next_messages
@@ -150,7 +152,7 @@ def test_another_session_finds_nothing_of_it(rig: Rig) -> None:
 
 
 def request(*messages: dict[str, Any], **fields: Any) -> ChatRequest:
-    return ChatRequest.model_validate({"messages": list(messages), **fields})
+    return validate(ChatRequest, {"messages": list(messages), **fields})
 
 
 SCREEN = {"role": "user", "content": [picture(1, 28), words("tap it")]}
@@ -160,7 +162,7 @@ BEFORE = [{"role": "system", "content": "s"}, {"role": "user", "content": [words
 def test_what_the_client_will_send() -> None:
     found = next_messages(request(*BEFORE, SCREEN), ANSWER)
     assert found is not None
-    assert [message.model_dump(exclude_none=True) for message in found] == [
+    assert [msgspec.to_builtins(message) for message in found] == [
         *BEFORE,
         {"role": "user", "content": [words("tap it")]},
         resent(ANSWER),
