@@ -340,7 +340,7 @@ NB_MODULE(_native, m) {
       .def_prop_ro("isa", [](const Runtime& r) { return std::string(r.kernels->name); })
       .def_prop_ro("num_threads", [](const Runtime& r) { return r.pool.size(); })
       .def("collapse", [](Runtime& r) { return r.slabs.collapse(); }, nb::call_guard<nb::gil_scoped_release>(),
-           "Move the next 2 MB of weights that lie in small pages into a huge one; whether there may be more. From one thread.");
+           "Move the next 2 MB of weights that lie in small pages into a huge one; false once there are none. From one thread.");
 
   nb::class_<Matrix>(m, "Matrix", "A weight matrix [rows, cols] repacked for the kernels.")
       .def_static("pack", &pack, "runtime"_a, "data"_a.noconvert(), "type_id"_a, "rows"_a, "cols"_a)

@@ -65,24 +65,25 @@ class Pages {
 #endif
   }
 
-  // Copies these bytes, whoever else uses them meanwhile, into huge pages. Whether the system knows how (Linux 6.1).
-  bool collapse(size_t begin, size_t bytes) const {
+  // Copies the huge page at `begin`, whoever else uses it meanwhile, out of small ones: if there are some, and memory for
+  // it, and the system knows how (Linux 6.1).
+  void collapse(size_t begin) const {
 #ifdef __linux__
     constexpr int kCollapse = 25;  // MADV_COLLAPSE
-    return advise_pages(begin, bytes, kCollapse);
+    advise_pages(begin, kHuge, kCollapse);
 #else
-    return (void)begin, (void)bytes, false;
+    (void)begin;
 #endif
   }
 
   static constexpr size_t kHuge = (size_t)2 << 20;
 
  private:
-  bool advise_pages(size_t begin, size_t bytes, int advice) const {
+  void advise_pages(size_t begin, size_t bytes, int advice) const {
     constexpr uintptr_t kPage = 4096;
     const uintptr_t first = (uintptr_t)(data_ + begin) & ~(kPage - 1);
     const uintptr_t end = (uintptr_t)(data_ + std::min(bytes_, begin + bytes));
-    return first >= end || madvise((void*)first, (size_t)(end - first), advice) == 0;
+    if (first < end) (void)madvise((void*)first, (size_t)(end - first), advice);
   }
 
   uint8_t* data_ = nullptr;
@@ -137,14 +138,14 @@ class Slabs {
     if (!slab.is_small && cpu_seconds() - before > slow_page_s_) is_slow_ = true;
   }
 
-  // Makes the next huge page out of small ones, and waits for it; whether there may be more to do.
+  // Makes the next huge page out of small ones, and waits for it; false once there are no more.
   bool collapse() {
     const std::shared_ptr<Slab> slab = next_small();
     if (!slab) return false;
     if (!next_page_) slab->pages.advise_huge(true);
-    const bool is_known = slab->pages.collapse(next_page_, Pages::kHuge);
+    slab->pages.collapse(next_page_);
     next_page_ += Pages::kHuge;
-    return is_known;
+    return true;
   }
 
  private:
@@ -160,7 +161,7 @@ class Slabs {
     std::lock_guard<std::mutex> lock(mutex_);
     for (; next_slab_ < all_.size(); ++next_slab_, next_page_ = 0) {
       const std::shared_ptr<Slab> slab = all_[next_slab_].lock();
-      if (slab && slab->is_small && next_page_ < slab->pages.size()) return slab;
+      if (slab && slab->is_small && next_page_ + Pages::kHuge <= slab->pages.size()) return slab;
     }
     return nullptr;
   }

@@ -28,7 +28,7 @@ inline void relax() {
 // A pause is about 140 cycles on server cores since Skylake: 3000 are some 0.15 ms, longer than any
 // gap inside a step and shorter than what the web server needs the core for.
 constexpr int kSpins = 3000;
-constexpr int kParts = 4;  // of what is left, for each thread
+constexpr int kParts = 2;  // of what is left, for each thread
 
 // Counted in the child by pthread_atfork: getpid would be a system call for every job.
 std::atomic<int> forks{0};

@@ -25,7 +25,7 @@ class Runtime:
 
     def collapse(self) -> bool:
         """
-        Move the next 2 MB of weights that lie in small pages into a huge one; whether there may be more. From one thread.
+        Move the next 2 MB of weights that lie in small pages into a huge one; false once there are none. From one thread.
         """
 
 class Matrix:
