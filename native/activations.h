@@ -162,7 +162,7 @@ inline vf vf_exp(vf x) {
 constexpr float kLog2E = 1.44269504f;
 constexpr float kExp2[4] = {0.69312216f, 0.24023711f, 0.05591611f, 0.00960079f};  // least maximum of the relative error
 
-// 2^x for x <= 0, relative error under 4e-6; from -32 down it stays at 2^-32.
+// 2^x for x up to 100, relative error under 4e-6; from -32 down it stays at 2^-32.
 inline vf vf_exp2_down(vf x) {
   x = vf_max(x, vf_set1(-32.0f));
   const vi n = vi_round(x);

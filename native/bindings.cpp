@@ -335,7 +335,7 @@ NB_MODULE(_native, m) {
   m.doc() = "CPU kernels of autoglm. Shapes and arithmetic: native/kernels.h and native/program.h.";
 
   nb::class_<Runtime>(m, "Runtime", "A kernel table and a thread pool.")
-      .def(nb::new_(&make_runtime), "num_threads"_a, "isa"_a = "", "slow_page_s"_a = 1e-3,
+      .def(nb::new_(&make_runtime), "num_threads"_a, "isa"_a = "", "slow_page_s"_a = Pages::kSlow,
            "slow_page_s: once the system took longer to hand out 2 MB, weights come in pages of 4 kB until collapse().")
       .def_prop_ro("isa", [](const Runtime& r) { return std::string(r.kernels->name); })
       .def_prop_ro("num_threads", [](const Runtime& r) { return r.pool.size(); })

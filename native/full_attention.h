@@ -33,7 +33,7 @@ inline void hadamard(const float* y, int n, int power, float* x) {
 }
 
 constexpr Lane kScoreLane = kQ8Unsigned ? Lane::Bytes : Lane::Q8;
-constexpr float kValueSteps = 2047.0f, kWeightSteps = 16383.0f;  // 64 * 16383 * 2047 < 2^31
+constexpr float kValueSteps = 2047.0f, kWeightBits = 14.0f;  // 64 * 2^14 * 2047 < 2^31
 
 // Dims of a head's values as they lie packed: whole panels.
 inline int value_width(int dim) { return (dim + kPanelRows - 1) / kPanelRows * kPanelRows; }
@@ -180,11 +180,11 @@ inline void full_softmax(const FullScratch& x, int first, int count, int width) 
     x.top[r] = highest[i];
   }
   for (int r = first; r < first + count; ++r) {
-    const vf shift = vf_set1(x.top[r]);
+    const vf shift = vf_set1(x.top[r] - kWeightBits);
     vf total = vf_load(x.sum + 16 * r);
     for (int j = 0; j < kAttnKeys; j += 16) {
       const vf s = vf_load(x.s + kAttnKeys * r + j);
-      const vi w = vi_round(vf_mul(vf_exp2_down(vf_sub(s, shift)), vf_set1(kWeightSteps)));
+      const vi w = vi_round(vf_exp2_down(vf_sub(s, shift)));
       vi_store_i16(x.p + kAttnKeys * r + j, w);
       total = vf_add(total, vf_from_int(w));
     }

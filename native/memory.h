@@ -55,14 +55,16 @@ class Pages {
   }
 
   // Has the system hand out these bytes now, whoever else uses them meanwhile; they are handed out on first use if it
-  // does not know how (Linux before 5.14).
-  void populate(size_t begin, size_t bytes) const {
+  // does not know how (Linux before 5.14). Returns the seconds it worked for this thread, which others may interrupt.
+  double populate(size_t begin, size_t bytes) const {
+    const double before = cpu_seconds();
 #ifdef __linux__
     constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE, which older headers lack
     advise_pages(begin, bytes, kPopulateWrite);
 #else
     (void)begin, (void)bytes;
 #endif
+    return cpu_seconds() - before;
   }
 
   // Copies the huge page at `begin`, whoever else uses it meanwhile, out of small ones: if there are some, and memory for
@@ -77,8 +79,16 @@ class Pages {
   }
 
   static constexpr size_t kHuge = (size_t)2 << 20;
+  // A huge page that takes longer is slow to get, however slow a machine is at clearing 2 MB.
+  static constexpr double kSlow = 1e-3;
 
  private:
+  static double cpu_seconds() {
+    timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+  }
+
   void advise_pages(size_t begin, size_t bytes, int advice) const {
     constexpr uintptr_t kPage = 4096;
     const uintptr_t first = (uintptr_t)(data_ + begin) & ~(kPage - 1);
@@ -133,9 +143,8 @@ class Slabs {
   void hand_out(const Piece& piece, size_t begin, size_t bytes) {
     Slab& slab = *piece.slab;
     if (is_slow_ && !slab.is_small.exchange(true)) slab.pages.advise_huge(false);
-    const double before = slab.is_small ? 0 : cpu_seconds();
-    slab.pages.populate((size_t)(piece.data - slab.pages.data()) + begin, bytes);
-    if (!slab.is_small && cpu_seconds() - before > slow_page_s_) is_slow_ = true;
+    const double took = slab.pages.populate((size_t)(piece.data - slab.pages.data()) + begin, bytes);
+    if (!slab.is_small && took > slow_page_s_) is_slow_ = true;
   }
 
   // Makes the next huge page out of small ones, and waits for it; false once there are no more.
@@ -150,12 +159,6 @@ class Slabs {
 
  private:
   static constexpr size_t kSlab = (size_t)16 << 20;
-
-  static double cpu_seconds() {  // of this thread, which others may have interrupted
-    timespec t;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-  }
 
   std::shared_ptr<Slab> next_small() {
     std::lock_guard<std::mutex> lock(mutex_);

@@ -88,7 +88,8 @@ KvCache::KvCache(int num_layers, int num_blocks, int kv_heads, int head_dim, KvT
 
 void KvCache::populate(int blocks) const {
   const auto part = [&](const uint8_t* from, size_t bytes) {
-    pages_.populate((size_t)(from - pages_.data()), bytes * (size_t)(blocks * num_kv_heads()));
+    const double took = pages_.populate((size_t)(from - pages_.data()), bytes * (size_t)(blocks * num_kv_heads()));
+    if (took > Pages::kSlow) pages_.advise_huge(false);
   };
   for (const KvLayer& layer : layers_) part(layer.k, layer.k_bytes), part(layer.v, layer.v_bytes);
 }

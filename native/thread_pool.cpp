@@ -1,4 +1,4 @@
-// The worker loop: spin, sleep, take indices from a shared counter.
+// The worker loop: spin, sleep, join a job, take indices from a shared counter.
 #include "thread_pool.h"
 
 #include <pthread.h>
@@ -39,12 +39,15 @@ int count_forks() {
 }
 }  // namespace
 
+// A job is open from its start until its work is all taken: who comes later, since the system ran something else on its
+// core, is not waited for. With a job's number its count of workers makes one word, so that none joins a closed one.
 struct ThreadPool::Crew {
+  static constexpr uint64_t kOpen = (uint64_t)1 << 31, kWorkers = kOpen - 1;
+
   std::vector<std::thread> workers;
-  alignas(64) std::atomic<uint64_t> generation{0};
+  alignas(64) std::atomic<uint64_t> job{0};  // number << 32 | kOpen | workers that have joined
   alignas(64) std::atomic<int> next{0};
-  alignas(64) std::atomic<int> pending{0};
-  std::atomic<int> sleeping{0};
+  std::atomic<bool> is_any_asleep{false};
   std::atomic<bool> stop{false};
   Call call = nullptr;
   const void* context = nullptr;
@@ -52,11 +55,29 @@ struct ThreadPool::Crew {
   std::mutex mutex;
   std::condition_variable wake;
 
-  void start_next_generation() {
-    generation.fetch_add(1);
-    if (sleeping.load() == 0) return;
-    std::lock_guard<std::mutex> lock(mutex);
+  void open_next_job() {
+    job.store(((job.load(std::memory_order_relaxed) >> 32) + 1) << 32 | kOpen);
+    if (!is_any_asleep.load()) return;
+    {
+      std::lock_guard<std::mutex> lock(mutex);
+      is_any_asleep = false;
+    }
     wake.notify_all();
+  }
+
+  void close_job() {
+    job.fetch_and(~kOpen, std::memory_order_acquire);
+    for (int spin = 0; job.load(std::memory_order_acquire) & kWorkers; ++spin) {
+      if (spin < kSpins) relax();
+      else std::this_thread::yield();
+    }
+  }
+
+  bool join(uint64_t number) {
+    uint64_t seen = job.load(std::memory_order_relaxed);
+    while (seen >> 32 == number && (seen & kOpen))
+      if (job.compare_exchange_weak(seen, seen + 1, std::memory_order_acquire)) return true;
+    return false;
   }
 
   // Neighbours lie side by side in memory, so a thread takes several: a part of what is left, in the end one by one.
@@ -71,19 +92,21 @@ struct ThreadPool::Crew {
   }
 
   void work(int thread) {
-    uint64_t seen = 0;
-    for (;;) {
-      for (int spin = 0; spin < kSpins && generation.load(std::memory_order_acquire) == seen; ++spin) relax();
-      if (generation.load() == seen) {
+    const auto number = [this] { return job.load() >> 32; };
+    for (uint64_t done = 0;;) {
+      for (int spin = 0; spin < kSpins && number() == done; ++spin) relax();
+      if (number() == done) {
         std::unique_lock<std::mutex> lock(mutex);
-        sleeping.fetch_add(1);
-        wake.wait(lock, [&] { return generation.load() != seen; });
-        sleeping.fetch_sub(1);
+        while (number() == done) {
+          is_any_asleep = true;
+          if (number() == done) wake.wait(lock);
+        }
       }
       if (stop) return;
-      ++seen;  // run() waits for every worker, so none ever misses a generation
+      done = number();
+      if (!join(done)) continue;
       take(thread);
-      pending.fetch_sub(1, std::memory_order_release);
+      job.fetch_sub(1, std::memory_order_release);
     }
   }
 };
@@ -99,7 +122,7 @@ ThreadPool::~ThreadPool() {
     return;
   }
   crew_->stop = true;
-  crew_->start_next_generation();
+  crew_->open_next_job();
   for (auto& worker : crew_->workers) worker.join();
 }
 
@@ -111,13 +134,9 @@ void ThreadPool::run(Call call, const void* context, int count) {
   crew.context = context;
   crew.count = count;
   crew.next.store(0, std::memory_order_relaxed);
-  crew.pending.store(num_workers_, std::memory_order_relaxed);
-  crew.start_next_generation();
+  crew.open_next_job();
   crew.take(0);
-  for (int spin = 0; crew.pending.load(std::memory_order_acquire) > 0; ++spin) {
-    if (spin < kSpins) relax();
-    else std::this_thread::yield();
-  }
+  crew.close_job();
 }
 
 }  // namespace autoglm

@@ -1,8 +1,9 @@
 // parallel_for over an index range; the only native threads that compute.
 //
 // Workers spin for about a tenth of a millisecond after each job and then sleep, so that the dozen jobs
-// of a layer follow each other without a system call and an idle server uses no CPU. A forked child has
-// no workers: there the pool runs alone, and lets go of what it cannot join.
+// of a layer follow each other without a system call and an idle server uses no CPU. A worker whose core runs
+// another program is waited for only once it has begun. A forked child has no workers: there the pool runs
+// alone, and lets go of what it cannot join.
 #pragma once
 #include <memory>
 

@@ -9,12 +9,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import click
+if sys.argv[1:2] == ["serve"]:  # before click, which is forty files
+    from autoglm.cli import start_files
 
-from autoglm import __version__
-from autoglm.config import EngineConfig
-from autoglm.deploy.preflight import DEFAULT_HOST, DEFAULT_PORT
-from autoglm.errors import AutoglmError, ConfigError
+    start_files.ask()
+
+import click  # noqa: E402
+
+from autoglm import __version__  # noqa: E402
+from autoglm.config import EngineConfig  # noqa: E402
+from autoglm.deploy.preflight import DEFAULT_HOST, DEFAULT_PORT  # noqa: E402
+from autoglm.errors import AutoglmError, ConfigError  # noqa: E402
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
 _PATH = click.Path(path_type=Path)
@@ -196,9 +201,6 @@ def _serve(
     gc.disable()
     # NumPy multiplies small matrices here; its library's own threads, begun as it is read, only spin beside ours.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from autoglm.cli import start_files
-
-    start_files.ask()
     from autoglm.cli import console, loading
     from autoglm.cli import serve as serving
 

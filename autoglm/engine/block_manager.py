@@ -8,10 +8,16 @@ row-invariant), and the token ids are compared as well. A block is in one of thr
     cached     nobody holds it, its content is known: least recently used first to go
     free       nobody holds it, content unknown
 
+The last block of a sequence is seldom full when it ends. It stays as the *tail* of the blocks before it, known with the
+tokens computed in it: one tail to a parent, the newest. The next sequence that goes on from that parent with some of
+these tokens takes the block for its own and writes on behind those that are equal. So full blocks are shared and only
+read, and a partly filled one has one owner, or none. A tail holds text alone, and what is there of drafts that were not
+taken is no part of it.
+
 A sequence frees its last block first, so among blocks freed together children go before parents. Whoever holds a
 block holds its parents, hence a cached block is always evicted before its parent is: leaves first, no orphans. That
 needs one block per content, so two sequences that computed the same block are put on one (commit).
-Left out: blocks on disk, and sharing of partly filled blocks.
+Left out: blocks on disk, and copying the head of a block that others go on with.
 """
 
 from __future__ import annotations
@@ -34,6 +40,11 @@ def hash_block(parent: bytes, token_bytes: bytes, mm_hash: bytes = b"") -> bytes
     digest.update(token_bytes)
     digest.update(mm_hash)  # parent and tokens have fixed sizes: no two inputs run together
     return digest.digest()
+
+
+def hash_tail(parent: bytes) -> bytes:
+    """Under which a parent's tail is known, whatever its tokens; full blocks are hashed with theirs."""
+    return hash_block(parent, b"")
 
 
 def root_hash(model_id: str, salt: bytes) -> bytes:
@@ -132,12 +143,15 @@ class BlockManager:
             raise EngineError("more KV blocks were asked for than are free")
         for block_id in prefix:  # first, so that taking new blocks cannot evict them
             self._hold(block_id)
+        tail, num_equal = self._find_tail(sequence, len(prefix))
+        for block_id in tail:  # likewise
+            self._claim(block_id)
         if not sequence.is_prebuild:
             self.num_prebuilt_hits += len(self._prebuilt.intersection(prefix))
             self._prebuilt.difference_update(prefix)
-        sequence.append_blocks(prefix + [self._take() for _ in range(num_new)])
+        sequence.append_blocks(prefix + tail + [self._take() for _ in range(num_new - len(tail))])
         sequence.num_hashed_blocks = len(prefix)
-        sequence.num_computed_tokens = len(prefix) * self.block_size
+        sequence.num_computed_tokens = len(prefix) * self.block_size + num_equal
         self.peak_used_blocks = max(self.peak_used_blocks, self.num_used_blocks)
         return sequence.num_computed_tokens
 
@@ -168,9 +182,7 @@ class BlockManager:
             own = int(sequence.block_table[index])
             known = self._by_hash.get(block_hash)
             if known is None:
-                self._by_hash[block_hash] = own
-                self._hashes[own] = block_hash
-                self._tokens[own] = self._token_bytes(sequence, index)
+                self._know(own, block_hash, self._token_bytes(sequence, index))
                 if sequence.is_prebuild:
                     self._prebuilt.add(own)
             elif known != own and self._tokens[known] == self._token_bytes(sequence, index):
@@ -181,6 +193,7 @@ class BlockManager:
 
     def free(self, sequence: Sequence) -> None:
         """Take all blocks from the sequence, last first; known content stays for reuse until the room is needed."""
+        self._keep_tail(sequence)
         for block_id in reversed(sequence.block_table.tolist()):
             self._release(block_id)
         sequence.clear_blocks()
@@ -189,16 +202,43 @@ class BlockManager:
         """The hash of block `index` of the sequence; links are computed once and kept with it."""
         hashes = sequence.block_hashes
         while len(hashes) <= index:
-            parent = hashes[-1] if hashes else root_hash(self._model_id, sequence.cache_salt)
+            start = len(hashes) * self.block_size
+            media = _media(sequence, start, start + self.block_size)
             hashes.append(
-                hash_block(parent, self._token_bytes(sequence, len(hashes)), self._media(sequence, len(hashes)))
+                hash_block(self._parent(sequence, len(hashes)), self._token_bytes(sequence, len(hashes)), media)
             )
         return hashes[index]
 
-    def _media(self, sequence: Sequence, index: int) -> bytes:
-        if sequence.media is None:
-            return b""
-        return sequence.media.identity(index * self.block_size, (index + 1) * self.block_size)
+    def _parent(self, sequence: Sequence, index: int) -> bytes:
+        """The hash that block `index` of the sequence follows."""
+        return self.chain_hash(sequence, index - 1) if index else root_hash(self._model_id, sequence.cache_salt)
+
+    def _find_tail(self, sequence: Sequence, index: int) -> tuple[list[int], int]:
+        """The tail behind `index` cached blocks of the sequence, and how many of its tokens go on alike, the last one
+        not counted; no block if none do. A prebuilt prefix leaves it to the request that is likelier to come."""
+        tail = self._by_hash.get(hash_tail(self._parent(sequence, index)))
+        if tail is None or sequence.is_prebuild:
+            return [], 0
+        start, num_equal = index * self.block_size, 0
+        for known, token_id in zip(array("i", self._tokens[tail]), sequence.token_ids[start:-1], strict=False):
+            if known != token_id:
+                break
+            num_equal += 1
+        is_found = num_equal > 0 and not _media(sequence, start, start + num_equal)
+        return ([tail], num_equal) if is_found else ([], 0)
+
+    def _keep_tail(self, sequence: Sequence) -> None:
+        """Make the last block of a sequence that ends known by the tokens computed in it, if it is not full."""
+        index, end = sequence.num_hashed_blocks, sequence.num_computed_tokens
+        start = index * self.block_size
+        if not self.enable_prefix_caching or not start < end < start + self.block_size or _media(sequence, start, end):
+            return
+        tail_hash = hash_tail(self._parent(sequence, index))
+        older = self._by_hash.get(tail_hash)
+        if older is not None:
+            self._claim(older)
+            self._release(older)
+        self._know(int(sequence.block_table[index]), tail_hash, array("i", sequence.token_ids[start:end]).tobytes())
 
     def _token_bytes(self, sequence: Sequence, index: int) -> bytes:
         start = index * self.block_size
@@ -208,6 +248,11 @@ class BlockManager:
         if self._num_references[block_id] == 0:
             del self._cached[block_id]
         self._num_references[block_id] += 1
+
+    def _claim(self, block_id: int) -> None:
+        """Hold a tail alone: nobody else finds it from now on."""
+        self._hold(block_id)
+        self._forget(block_id)
 
     def _take(self) -> int:
         """A block with one reference and no known content; evicts the least recently used one if none is free."""
@@ -230,6 +275,11 @@ class BlockManager:
             else:
                 self._cached[block_id] = None
 
+    def _know(self, block_id: int, block_hash: bytes, token_bytes: bytes) -> None:
+        self._by_hash[block_hash] = block_id
+        self._hashes[block_id] = block_hash
+        self._tokens[block_id] = token_bytes
+
     def _forget(self, block_id: int) -> None:
         block_hash = self._hashes[block_id]
         if block_hash is not None:
@@ -237,3 +287,7 @@ class BlockManager:
             self._hashes[block_id] = None
             self._tokens[block_id] = b""
             self._prebuilt.discard(block_id)
+
+
+def _media(sequence: Sequence, start: int, end: int) -> bytes:
+    return b"" if sequence.media is None else sequence.media.identity(start, end)

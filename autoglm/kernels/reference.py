@@ -404,7 +404,7 @@ def full_attention(q: F32Array, k: F32Array, v: F32Array) -> F64Array:
     for start in range(0, num_rows, 64):
         span = scores[:, :, start : start + 64]
         higher = np.maximum(top, span.max(axis=-1, keepdims=True))
-        weights = np.rint(np.exp(span - higher) * 16383)
+        weights = np.rint(np.exp(span - higher) * 16384)
         values = v[start : start + 64].astype(np.float64)
         scale = np.abs(values).max(axis=0) / 2047
         values = np.rint(values / np.where(scale > 0, scale, 1)) * scale

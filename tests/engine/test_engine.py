@@ -354,8 +354,8 @@ def test_stats_add_up() -> None:
     drain(engine, answers)
     stats = engine.stats()
     assert (stats.num_prompt_tokens_total, stats.num_generation_tokens_total) == (78, 8)
-    assert stats.num_prefill_tokens_total == 39 + 7
-    assert (stats.prefix_cache_query_tokens, stats.prefix_cache_hit_tokens) == (78, 32)
+    assert stats.num_prefill_tokens_total == 39 + 1
+    assert (stats.prefix_cache_query_tokens, stats.prefix_cache_hit_tokens) == (78, 38)
     assert stats.num_requests_total == 2 and stats.num_finished_total == {"length": 2}
     assert 0 < stats.runner_s < stats.step_s
 

@@ -184,6 +184,39 @@ def test_the_next_turn_encodes_and_computes_only_what_is_new() -> None:
     assert tokens_of(outputs) == answer(make_engine(), [1, 2, 3])
 
 
+@pytest.mark.parametrize("two_way", [True, False])
+@pytest.mark.parametrize("drafts", [False, True])
+def test_a_turn_with_a_picture_goes_on_in_the_block_the_last_one_ended_in(two_way: bool, drafts: bool) -> None:
+    """A chat that keeps its pictures; in places, a picture is half as long as in tokens. The last one has no words."""
+    engine = make_engine(draft_max=7 * drafts)
+    if drafts:
+        draft_always(engine)
+    ids: list[int] = []
+    columns: list[tuple[int, ...]] = []
+    jobs, ended = [], 1
+    for turn, num_words in enumerate((19, 3, 11, 2, 0)):
+        ids += [10 + i % 20 for i in range(num_words)] + [PLACEHOLDER] * 20 + [30, 31, 32 + turn]
+        where = columns[-1][0] + 1 if columns else 0
+        columns += [(where + i,) * 3 for i in range(len(ids) - 23 - len(columns))]  # the last answer, and the words
+        where = len(columns) - 10 * turn
+        span = MediaSpan(len(columns), len(columns) + 20, two_way)
+        jobs.append(MediaJob(turn.to_bytes(32, "little"), (span,), Encoder().encode(turn, 20)))
+        columns += [(where, where + i // 2, where + i % 2) for i in range(20)]
+        columns += [(where + 10 + i,) * 3 for i in range(3)]
+        answers = []
+        for each in (engine, make_engine(enable_prefix_caching=False)):
+            media = PromptMedia(jobs, np.array(columns, np.int32).T.copy())
+            params = SamplingParams(
+                temperature=0.0, max_tokens=11, ignore_eos=True, logit_bias=dict.fromkeys((5, 6, 7), 100.0)
+            )
+            answers.append(run(each, Sequence(str(turn), ids, params, media=media))[str(turn)])
+        assert tokens_of(answers[0]) == tokens_of(answers[1])
+        assert answers[0][-1].num_cached_tokens == ended - 1
+        ids += tokens_of(answers[0])
+        ended = len(ids)
+    assert (engine.stats().num_accepted_tokens_total > 0) == drafts
+
+
 def test_equal_ids_of_another_picture_share_nothing() -> None:
     engine = make_engine()
     answer(engine, [1], name="a")

@@ -54,6 +54,19 @@ def test_the_next_request_computes_only_what_is_new() -> None:
     assert engine.stats().num_prebuilt_hit_tokens_total == 6 * BLOCK, "what was used once is cached like all else"
 
 
+def test_a_chat_goes_on_behind_what_was_built() -> None:
+    """From the partly filled block its last turn ended in, whose parent was built ahead."""
+    engine = make_engine()
+    build(engine, prefix())
+    turn = [*PREFIX[: 6 * BLOCK], 7, 8]
+    turn += serve(engine, [make_sequence("last", turn, max_tokens=5)])["last"].token_ids
+    answer, alone = (serve(e, [make_sequence("next", [*turn, 9])])["next"] for e in (engine, make_engine()))
+    assert answer.token_ids == alone.token_ids
+    assert answer.last is not None and answer.last.num_cached_tokens == len(turn) - 1
+    assert engine.stats().num_prebuilt_hit_tokens_total == 6 * BLOCK
+    assert_idle(engine)
+
+
 def test_a_wrong_guess_changes_nothing() -> None:
     engine = make_engine()
     build(engine, prefix([*PREFIX[:40], *range(1, 50)]), prefix(salt=b"another's"))

@@ -110,8 +110,32 @@ def test_drafted_equals_plain(rig: Rig, params: dict[str, Any]) -> None:
     turn = [*prompts["0"], *answers["0"].token_ids[:40], *rig.prompt(8, 5)]
     serve(engine, [rig.sequence("0", prompts["0"], max_tokens=50, **params)])
     answer = serve(engine, [rig.sequence("turn", turn, max_tokens=8)])["turn"]
-    assert answer.last is not None and answer.last.num_cached_tokens == 48
+    assert answer.last is not None and answer.last.num_cached_tokens == 54
     same(answer, alone(rig, turn, {}, max_tokens=8))
+
+
+@pytest.mark.parametrize("params", PARAMS)
+@pytest.mark.parametrize("drafts", [False, True])
+def test_a_chat_goes_on_in_the_block_its_last_turn_ended_in(rig: Rig, drafts: bool, params: dict[str, Any]) -> None:
+    """Two chats with one system prompt, a turn of each in turn, against an engine that remembers nothing."""
+    engine, plain = (rig.engine(draft_max=15 * drafts, enable_prefix_caching=caching) for caching in (True, False))
+    if drafts:
+        draft_always(engine)
+        params = {**params, **FEW}
+    system = rig.prompt(51, 21)
+    chats = {name: [*system, *rig.prompt(52 + i, 3 + 10 * i)] for i, name in enumerate("ab")}
+    known = {"a": 0, "b": 16}
+    for turn in range(5):
+        for name, tokens in chats.items():
+            answers = [serve(e, [rig.sequence(name, tokens, max_tokens=9, **params)])[name] for e in (engine, plain)]
+            same(*answers)
+            assert [a.last.num_cached_tokens for a in answers if a.last] == [known[name], 0]
+            tokens += answers[0].token_ids
+            known[name] = len(tokens) - 1  # an answer's last token is not run
+            tokens += rig.prompt(60 + turn, 4 + 3 * turn)
+    stats = engine.stats()
+    assert not drafts or 0 < stats.num_accepted_tokens_total < stats.num_drafted_tokens_total
+    assert_idle(engine)
 
 
 @pytest.mark.parametrize("params", PARAMS)

@@ -64,3 +64,15 @@ def test_a_child_computes_with_it_and_with_one_of_its_own(num_threads: int) -> N
     own = exit_status_of_child(lambda: np.array_equal(product(kernels.Runtime(num_threads)), expected))
     assert inherited == own == 0
     assert np.array_equal(product(runtime), expected)
+
+
+def test_more_threads_than_cores() -> None:
+    """Those that come too late for a job are not waited for, and take no part in it: every index is worked on once."""
+    rng = np.random.default_rng(1)
+    weights = rng.standard_normal((32 * 24, 64)).astype(np.float32)
+    runtime = kernels.Runtime(4 * (os.cpu_count() or 1) + 3)
+    matrix = kernels.Matrix.pack(runtime, weights.view(np.uint8).reshape(-1), reference.F32, *weights.shape)
+    inputs = rng.standard_normal((300, 1, 64)).astype(np.float32)
+    alone = kernels.Runtime(1)
+    for x in inputs:
+        np.testing.assert_array_equal(kernels.matmul(runtime, matrix, x), kernels.matmul(alone, matrix, x))
