@@ -40,12 +40,12 @@ int count_forks() {
 }  // namespace
 
 // A job is open from its start until its work is all taken: who comes later, since the system ran something else on its
-// core, is not waited for. With a job's number its count of workers makes one word, so that none joins a closed one.
+// core, is not waited for. The job's number and who has joined it and left it are one word, so that none joins a closed one.
 struct ThreadPool::Crew {
-  static constexpr uint64_t kOpen = (uint64_t)1 << 31, kWorkers = kOpen - 1;
+  static constexpr uint64_t kOpen = (uint64_t)1 << 31, kJoin = 1 << 16, kLeave = 1;
 
   std::vector<std::thread> workers;
-  alignas(64) std::atomic<uint64_t> job{0};  // number << 32 | kOpen | workers that have joined
+  alignas(64) std::atomic<uint64_t> job{0};  // number << 32 | kOpen | workers that joined << 16 | workers that left
   alignas(64) std::atomic<int> next{0};
   std::atomic<bool> is_any_asleep{false};
   std::atomic<bool> stop{false};
@@ -65,9 +65,13 @@ struct ThreadPool::Crew {
     wake.notify_all();
   }
 
+  static size_t joined(uint64_t job) { return job >> 16 & 0x7fff; }
+
   void close_job() {
-    job.fetch_and(~kOpen, std::memory_order_acquire);
-    for (int spin = 0; job.load(std::memory_order_acquire) & kWorkers; ++spin) {
+    if (joined(job.load(std::memory_order_relaxed)) < workers.size()) job.fetch_and(~kOpen, std::memory_order_relaxed);
+    for (int spin = 0;; ++spin) {
+      const uint64_t now = job.load(std::memory_order_acquire);
+      if (joined(now) == (now & 0xffff)) return;
       if (spin < kSpins) relax();
       else std::this_thread::yield();
     }
@@ -76,7 +80,7 @@ struct ThreadPool::Crew {
   bool join(uint64_t number) {
     uint64_t seen = job.load(std::memory_order_relaxed);
     while (seen >> 32 == number && (seen & kOpen))
-      if (job.compare_exchange_weak(seen, seen + 1, std::memory_order_acquire)) return true;
+      if (job.compare_exchange_weak(seen, seen + kJoin, std::memory_order_acquire)) return true;
     return false;
   }
 
@@ -106,7 +110,7 @@ struct ThreadPool::Crew {
       done = number();
       if (!join(done)) continue;
       take(thread);
-      job.fetch_sub(1, std::memory_order_release);
+      job.fetch_add(kLeave, std::memory_order_release);
     }
   }
 };
