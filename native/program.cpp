@@ -430,6 +430,9 @@ void Program::make_scratch() {
 }
 
 void Program::populate_in_background(int tokens) {
+  require(result_ >= 0, "the program has no result");
+  require(tokens > 0, "a step has at least one token");
+  require(!populating_.joinable(), "memory is populated once");
   if (!scratch_.data()) make_scratch();
   populating_ = std::thread([this, tokens = std::min(tokens, max_tokens_)] { populate(tokens); });
 }

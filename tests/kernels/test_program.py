@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import re
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -529,7 +531,12 @@ def test_memory_handed_out_beforehand(runtime: kernels.Runtime) -> None:
     np.testing.assert_array_equal(*results)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="counts Linux's resident pages")
+def populates() -> bool:
+    version = re.findall(r"\d+", platform.release())[:2]
+    return sys.platform == "linux" and tuple(map(int, version)) >= (5, 14)
+
+
+@pytest.mark.skipif(not populates(), reason="this system hands memory out on first use only (Linux before 5.14)")
 def test_memory_is_handed_out_in_the_background() -> None:
     """As many rows as asked for, and not the whole buffers."""
 
@@ -546,6 +553,16 @@ def test_memory_is_handed_out_in_the_background() -> None:
     deadline = time.monotonic() + 10
     while resident_bytes() - before < asked and time.monotonic() < deadline:
         time.sleep(0.01)
-    if resident_bytes() - before < asked:
-        pytest.skip("this kernel hands memory out on first use only (Linux before 5.14)")
-    assert resident_bytes() - before < 1.5 * asked
+    assert asked <= resident_bytes() - before < 1.5 * asked
+    with pytest.raises(ValueError, match="once"):
+        program.populate_in_background(64)
+
+
+def test_only_a_complete_program_is_populated(runtime: kernels.Runtime) -> None:
+    program = kernels.Program(runtime, 4)
+    rows = program.buffer(32)
+    with pytest.raises(ValueError, match="no result"):
+        program.populate_in_background(4)
+    program.result(rows)
+    with pytest.raises(ValueError, match="at least one token"):
+        program.populate_in_background(0)
