@@ -31,6 +31,7 @@ from compare_llamacpp import (
     save_figure,
     workloads,
 )
+from compare_report import COLORS
 
 OTHERS = (0, 1, 2)
 PHASES = ("prefill", "decode")
@@ -102,7 +103,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     figure, axes = pyplot.subplots(1, len(panels), figsize=(3 * len(panels), 3.4), squeeze=False)
     for axis, (name, phase) in zip(axes[0], panels, strict=True):
         counts = results["models"][name]["median_tokens_per_s"][phase]
-        for shift, (engine, color) in zip((-0.2, 0.2), (("llama.cpp", "#9aa5b1"), ("autoglm", "#1f7a8c")), strict=True):
+        for shift, (engine, color) in zip((-0.2, 0.2), COLORS.items(), strict=True):
             values = [found[engine] for found in counts.values()]
             drawn = axis.bar([count + shift for count in counts], values, 0.38, color=color, label=engine)
             axis.bar_label(drawn, fmt="%.0f", fontsize=7)

@@ -125,9 +125,12 @@ def plot(results: dict[str, Any], path: Path) -> None:
     save_figure(figure, results, path)
 
 
+COLORS = {"llama.cpp": "#9aa5b1", "autoglm": "#1f7a8c"}
+
+
 def draw_pair(axis: Any, values: list[float], title: str) -> None:
     """Two bars with their values: llama.cpp's and ours."""
-    drawn = axis.bar(["llama.cpp", "autoglm"], values, color=["#9aa5b1", "#1f7a8c"], width=0.65)
+    drawn = axis.bar(["llama.cpp", "autoglm"], values, color=list(COLORS.values()), width=0.65)
     axis.bar_label(drawn, fmt="%.0f" if min(values) >= 20 else "%.1f" if max(values) >= 5 else "%.2f", padding=2)
     axis.set_title(title, fontsize=10)
     axis.set_ylim(0, max(values) * 1.18)

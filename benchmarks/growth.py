@@ -35,12 +35,11 @@ from compare_llamacpp import (
     save_figure,
     workloads,
 )
-from compare_report import conditions, fill_between
+from compare_report import COLORS, conditions, fill_between
 from growth_worker import CHUNK, MAX_STREAMS, STEPS, STREAM_ROOM, STREAM_TOKENS
 
 DEPTHS = {"glm4": (512, 1024, 2048, 4096, 8192, 16384, 32768), "smollm2": (512, 1024, 2048, 4096, 8192)}
 STREAMS = (1, 2, 4, 8, 16, 32, 64)
-COLORS = {"autoglm": "#1f7a8c", "llama.cpp": "#9aa5b1"}
 
 
 def measure(
