@@ -76,3 +76,30 @@ def test_more_threads_than_cores() -> None:
     alone = kernels.Runtime(1)
     for x in inputs:
         np.testing.assert_array_equal(kernels.matmul(runtime, matrix, x), kernels.matmul(alone, matrix, x))
+
+
+def test_jobs_one_behind_the_other_with_late_threads() -> None:
+    """A thread that comes when its job is over must not take part in the next one under that job's name."""
+    rng = np.random.default_rng(2)
+    weights = (rng.standard_normal((256, 256)) / 16).astype(np.float32)
+    inputs = rng.standard_normal(256).astype(np.float32)
+    step = [np.zeros(1, np.int32), np.zeros((3, 1), np.int32), np.zeros(1, np.int32), np.array([0, 1], np.int32)]
+    step += [np.ones(1, np.int32), np.zeros((1, 1), np.int32), np.zeros(1, np.int32)]
+
+    def results(num_threads: int, runs: int) -> list[bytes]:
+        runtime = kernels.Runtime(num_threads)
+        matrix = kernels.Matrix.pack(runtime, weights.view(np.uint8).reshape(-1), reference.F32, *weights.shape)
+        program = kernels.Program(runtime, 1)
+        rows, act = [program.buffer(256) for _ in range(2)], program.activation(256)
+        for layer in range(100):
+            program.quantize(rows[layer % 2], act)
+            program.linear(act, [matrix], rows[(layer + 1) % 2])
+        program.result(rows[0])
+        found = []
+        for _ in range(runs):
+            program.view(rows[0])[:] = inputs
+            program.run(*step)
+            found.append(program.view(rows[0]).tobytes())
+        return found
+
+    assert set(results(4 * (os.cpu_count() or 1) + 3, 200)) == set(results(1, 1))
