@@ -83,6 +83,9 @@ struct Program::Op {
   virtual void run(Program& p, const Step& step, int begin, int end) = 0;
   // Of a whole step, run in one piece; nothing where neither weights nor the cache are read.
   virtual Work work(const Program&, const Step&) const { return {}; }
+  // The weights its threads share out in a step of few rows, and the next operation that has some.
+  virtual ThreadPool::Pieces pieces() const { return {}; }
+  const Op* next_reader = nullptr;
 };
 
 struct Program::Embed : Op {
@@ -192,12 +195,16 @@ struct Program::Linear : Op {
     }
   }
 
+  int panels() const {
+    int sum = 0;
+    for (const Part& part : parts) sum += part.matrix->view().panels;
+    return sum;
+  }
+
   void run(Program& p, const Step&, int first, int end) override {
     const ActView in = act->view();
-    int panels = 0;
-    for (const Part& part : parts) panels += part.matrix->view().panels;
     for_row_blocks(first, end, [&](int begin, int n) {
-      const int group = panel_group(n, panels, p.pool_.size());
+      const int group = panel_group(n, panels(), p.pool_.size());
       const auto pieces = [&](const Part& part) { return (part.matrix->view().panels + group - 1) / group; };
       int total = 0;
       for (const Part& part : parts) total += pieces(part);
@@ -220,6 +227,10 @@ struct Program::Linear : Op {
     });
   }
 
+  ThreadPool::Pieces pieces() const override {
+    const PackedMatrix& first = parts[0].matrix->view();
+    return {first.data, first.panel_bytes, panels()};
+  }
   Work work(const Program&, const Step& step) const override {
     Work w;
     for (const Part& part : parts) count_product(part.matrix->view(), count(step), &w);
@@ -254,6 +265,10 @@ struct Program::GatedMlp : Op {
         for (int t = 0; t < n; ++t) p.kernels_.quantize_chunk(h + t * kChunk, chunk, out, begin + t);
       });
     });
+  }
+  ThreadPool::Pieces pieces() const override {
+    const PackedMatrix& w = gate->view();
+    return {w.data, w.panel_bytes * (kChunk / kPanelRows), result->chunks()};
   }
   Work work(const Program&, const Step& step) const override {
     Work w;

@@ -344,6 +344,12 @@ void Program::gather(int x, int out) {
 void Program::result(int x) {
   at(x);
   result_ = x;
+  const Op* reader = nullptr;
+  for (int round = 0; round < 2; ++round)  // behind the last comes the next step's first
+    for (size_t i = ops_.size(); i-- > 0;) {
+      ops_[i]->next_reader = reader;
+      if (ops_[i]->pieces().count) reader = ops_[i].get();
+    }
 }
 
 int Program::result_width() const { return result_ < 0 ? 0 : buffers_[(size_t)result_]->stride; }
@@ -495,6 +501,7 @@ bool Program::advance(double seconds) {
     const int count = op.count(step_), end = whole ? count : std::min(count, next_row_ + op.fitted_slice);
     if (end > next_row_) {
       const auto before = timed ? Clock::now() : started;
+      pool_.expect(op.next_reader && step_.num_tokens < kGroupRows ? op.next_reader->pieces() : ThreadPool::Pieces{});
       op.run(*this, step_, next_row_, end);
       const double took = timed ? since(before) : 0;
       if (profiling_) note(op, took, end >= count);

@@ -29,6 +29,7 @@ inline void relax() {
 // gap inside a step and shorter than what the web server needs the core for.
 constexpr int kSpins = 3000;
 constexpr int kParts = 2;  // of what is left, for each thread
+constexpr size_t kAskBytes = (size_t)1 << 18;  // a part of the second cache
 
 // Counted in the child by pthread_atfork: getpid would be a system call for every job.
 std::atomic<int> forks{0};
@@ -39,24 +40,31 @@ int count_forks() {
 }
 }  // namespace
 
-// A job is open from its start until its work is all taken: who comes later, since the system ran something else on its
-// core, is not waited for. The job's number and who has joined it and left it are one word, so that none joins a closed one.
+// A job's number, how many workers are at it and how much of it nobody has taken yet are one word, beside what the job is:
+// between two dies every word that changes hands costs a fifth of a microsecond. Who comes when all is taken, since the
+// system ran something else on its core, does not join and is not waited for.
 struct ThreadPool::Crew {
-  static constexpr uint64_t kOpen = (uint64_t)1 << 31, kJoin = 1 << 16, kLeave = 1;
+  static constexpr int kNumber = 44;
+  static constexpr uint64_t kWorker = (uint64_t)1 << 32;
 
   std::vector<std::thread> workers;
-  alignas(64) std::atomic<uint64_t> job{0};  // number << 32 | kOpen | workers that joined << 16 | workers that left
-  alignas(64) std::atomic<int> next{0};
-  std::atomic<bool> is_any_asleep{false};
-  std::atomic<bool> stop{false};
-  Call call = nullptr;
+  alignas(64) std::atomic<uint64_t> job{0};  // 20 bits of its number, 12 of workers at it, 32 of what is left
+  Call call = nullptr;                       // these four are read only by who is at the job
   const void* context = nullptr;
   int count = 0;
+  Pieces expected;  // of the job after it
+  alignas(64) std::atomic<bool> is_any_asleep{false};
+  std::atomic<bool> stop{false};
   std::mutex mutex;
   std::condition_variable wake;
 
-  void open_next_job() {
-    job.store(((job.load(std::memory_order_relaxed) >> 32) + 1) << 32 | kOpen);
+  static uint32_t left(uint64_t job) { return (uint32_t)job; }
+  static bool has_workers(uint64_t job) { return (job >> 32 & 0xfff) != 0; }
+  // Neighbours lie side by side in memory, so a thread takes several: a part of what is left, in the end one by one.
+  uint32_t share(uint32_t left) const { return std::max(1u, left / (kParts * (uint32_t)(workers.size() + 1))); }
+
+  void open_next_job(uint32_t left) {
+    job.store(((job.load(std::memory_order_relaxed) >> kNumber) + 1) << kNumber | left);
     if (!is_any_asleep.load()) return;
     {
       std::lock_guard<std::mutex> lock(mutex);
@@ -65,38 +73,32 @@ struct ThreadPool::Crew {
     wake.notify_all();
   }
 
-  static size_t joined(uint64_t job) { return job >> 16 & 0x7fff; }
-
-  void close_job() {
-    if (joined(job.load(std::memory_order_relaxed)) < workers.size()) job.fetch_and(~kOpen, std::memory_order_relaxed);
-    for (int spin = 0;; ++spin) {
-      const uint64_t now = job.load(std::memory_order_acquire);
-      if (joined(now) == (now & 0xffff)) return;
-      if (spin < kSpins) relax();
-      else std::this_thread::yield();
+  // Share after share of a job as `seen`, until none is left; with the first, `joining` is added to its word.
+  bool take(uint64_t seen, uint64_t joining, int thread) {
+    bool any = false;
+    while (left(seen)) {
+      const uint32_t size = share(left(seen));
+      if (!job.compare_exchange_weak(seen, seen + joining - size, std::memory_order_acquire)) continue;
+      const int begin = count - (int)left(seen);
+      for (int i = begin; i < begin + (int)size; ++i) call(context, i, thread);
+      any = true, joining = 0;
+      seen = job.load(std::memory_order_relaxed);
     }
+    return any;
   }
 
-  bool join(uint64_t number) {
-    uint64_t seen = job.load(std::memory_order_relaxed);
-    while (seen >> 32 == number && (seen & kOpen))
-      if (job.compare_exchange_weak(seen, seen + kJoin, std::memory_order_acquire)) return true;
-    return false;
-  }
+  uint64_t number() const { return job.load() >> kNumber; }
 
-  // Neighbours lie side by side in memory, so a thread takes several: a part of what is left, in the end one by one.
-  void take(int thread) {
-    const int parts = kParts * ((int)workers.size() + 1);
-    for (int i = next.load(std::memory_order_relaxed); i < count;) {
-      const int end = i + std::max(1, (count - i) / parts);
-      if (!next.compare_exchange_weak(i, end, std::memory_order_relaxed)) continue;
-      for (; i < end; ++i) call(context, i, thread);
-      i = next.load(std::memory_order_relaxed);
-    }
+  // Asks, until the job after `done` is there, for what comes to this thread of it if all come at once.
+  void ask_for(const Pieces& pieces, int thread, uint64_t done) const {
+    uint32_t left = (uint32_t)pieces.count;
+    for (int t = 0; t < thread; ++t) left -= std::min(left, share(left));
+    const uint8_t* p = pieces.data + ((uint32_t)pieces.count - left) * pieces.bytes;
+    const uint8_t* end = p + std::min(kAskBytes, std::min(left, share(left)) * pieces.bytes);
+    for (; p < end && number() == done; p += 64) __builtin_prefetch(p, 0, 2);
   }
 
   void work(int thread) {
-    const auto number = [this] { return job.load() >> 32; };
     for (uint64_t done = 0;;) {
       for (int spin = 0; spin < kSpins && number() == done; ++spin) relax();
       if (number() == done) {
@@ -107,10 +109,24 @@ struct ThreadPool::Crew {
         }
       }
       if (stop) return;
-      done = number();
-      if (!join(done)) continue;
-      take(thread);
-      job.fetch_add(kLeave, std::memory_order_release);
+      const uint64_t seen = job.load(std::memory_order_acquire);
+      done = seen >> kNumber;
+      if (!take(seen, kWorker, thread)) continue;
+      const Pieces pieces = expected;
+      job.fetch_sub(kWorker, std::memory_order_release);
+      ask_for(pieces, thread, done);
+    }
+  }
+
+  // The caller's first share is its own before anybody else hears of the job.
+  void run() {
+    const uint32_t first = share((uint32_t)count);
+    open_next_job((uint32_t)count - first);
+    for (int i = 0; i < (int)first; ++i) call(context, i, 0);
+    take(job.load(std::memory_order_relaxed), 0, 0);
+    for (int spin = 0; has_workers(job.load(std::memory_order_acquire)); ++spin) {
+      if (spin < kSpins) relax();
+      else std::this_thread::yield();
     }
   }
 };
@@ -126,9 +142,11 @@ ThreadPool::~ThreadPool() {
     return;
   }
   crew_->stop = true;
-  crew_->open_next_job();
+  crew_->open_next_job(0);
   for (auto& worker : crew_->workers) worker.join();
 }
+
+void ThreadPool::expect(const Pieces& pieces) { crew_->expected = pieces; }
 
 bool ThreadPool::forked() const { return forks.load(std::memory_order_relaxed) != process_; }
 
@@ -137,10 +155,7 @@ void ThreadPool::run(Call call, const void* context, int count) {
   crew.call = call;
   crew.context = context;
   crew.count = count;
-  crew.next.store(0, std::memory_order_relaxed);
-  crew.open_next_job();
-  crew.take(0);
-  crew.close_job();
+  crew.run();
 }
 
 }  // namespace autoglm

@@ -5,6 +5,8 @@
 // another program is waited for only once it has begun. A forked child has no workers: there the pool runs
 // alone, and lets go of what it cannot join.
 #pragma once
+#include <cstddef>
+#include <cstdint>
 #include <memory>
 
 namespace autoglm {
@@ -17,6 +19,11 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int size() const { return num_workers_ + 1; }
+
+  // What a job reads from memory, piece by piece of its index range: a worker that waits asks for the first it will take.
+  struct Pieces { const uint8_t* data = nullptr; size_t bytes = 0; int count = 0; };
+  // Of the job after the next one; it need not come.
+  void expect(const Pieces& pieces);
 
   // Calls f(index, thread) once for every index in 0..count-1; the caller is thread 0 and takes part.
   template <class F>
