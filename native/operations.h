@@ -15,21 +15,18 @@ namespace autoglm {
 constexpr int kRowBlock = 516;  // a multiple of every tile's rows
 // Panels that take turns at a chunk of so many rows: fewer readings of the activations, longer pieces of a row written.
 constexpr int kPanelGroup = 8, kGroupRows = 64;
-// Rows a step that is run in slices does between two looks at the clock, at most.
-constexpr int kSliceRows = 512;
+// Rows a step that is run in slices does between two looks at the clock, at most: several blocks share one loop.
+constexpr int kSliceRows = 4 * kRowBlock;
 
 constexpr int kStoreAhead = 8;  // rows
 
-// Rows first .. end - 1 in blocks as even as possible.
-template <class F>
-void for_row_blocks(int first, int end, const F& f) {
-  const int blocks = (end - first + kRowBlock - 1) / kRowBlock;
-  for (int i = 0; i < blocks; ++i) {
-    const int n = std::min(kRowBlock, (end - first + (blocks - i) - 1) / (blocks - i));
-    f(first, n);
-    first += n;
-  }
-}
+// Rows in blocks as even as possible.
+struct RowBlocks {
+  int first, count, blocks;
+  RowBlocks(int first, int end) : first(first), count(end - first), blocks((count + kRowBlock - 1) / kRowBlock) {}
+  int begin(int block) const { return first + (int)((int64_t)count * block / blocks); }
+  int rows(int block) const { return begin(block + 1) - begin(block); }
+};
 
 // Panels a piece of work takes of n rows and so many panels in all: fewer where threads would have nothing to do.
 inline int panel_group(int n, int panels, int threads) {
@@ -78,7 +75,7 @@ struct Program::Op {
   virtual int count(const Step& step) const { return logits ? step.num_logits : step.num_tokens; }
   // How many of them a step that is run in slices does between two looks at the clock, at most and at least.
   virtual int slice(const Program&) const { return kSliceRows; }
-  virtual int least_slice(const Program& p) const { return std::min(slice(p), kSliceRows / 8); }
+  virtual int least_slice(const Program& p) const { return std::min(slice(p), kGroupRows); }
   int fitted_slice = 0;  // what the time per slice has left of it; 0: not known yet
   virtual void run(Program& p, const Step& step, int begin, int end) = 0;
   // Of a whole step, run in one piece; nothing where neither weights nor the cache are read.
@@ -203,27 +200,28 @@ struct Program::Linear : Op {
 
   void run(Program& p, const Step&, int first, int end) override {
     const ActView in = act->view();
-    for_row_blocks(first, end, [&](int begin, int n) {
-      const int group = panel_group(n, panels(), p.pool_.size());
-      const auto pieces = [&](const Part& part) { return (part.matrix->view().panels + group - 1) / group; };
-      int total = 0;
-      for (const Part& part : parts) total += pieces(part);
-      p.parallel_for(total, [&](int i, int thread) {
-        const Part* part = parts.data();
-        for (; i >= pieces(*part); ++part) i -= pieces(*part);
-        const PackedMatrix& w = part->matrix->view();
-        const int panel = i * group, count = std::min(group, w.panels - panel);
-        uint8_t* scratch = p.scratch(thread);
-        float* c = (float*)(scratch + kGemmScratch);
-        p.kernels_.gemm_panels(w, panel, count, in, begin, n, c, scratch);
-        const int column = part->column + panel * kPanelRows, width = count * kPanelRows;
-        for (int t = 0; t < n; ++t) {
-          // Rows lie too far apart for the processor to see them coming.
-          const float* soon = out->row(begin + std::min(t + kStoreAhead, n - 1)) + column;
-          for (int j = 0; j < width; j += 16) __builtin_prefetch(soon + j, 1);
-          for (int j = 0; j < count; ++j) store(*part, panel + j, c + (j * n + t) * kPanelRows, out->row(begin + t));
-        }
-      });
+    const RowBlocks blocks(first, end);
+    const int group = panel_group(blocks.rows(0), panels(), p.pool_.size());
+    const auto pieces = [&](const Part& part) { return (part.matrix->view().panels + group - 1) / group; };
+    int total = 0;
+    for (const Part& part : parts) total += pieces(part);
+    p.parallel_for(blocks.blocks * total, [&](int i, int thread) {
+      const int begin = blocks.begin(i / total), n = blocks.rows(i / total);
+      i %= total;
+      const Part* part = parts.data();
+      for (; i >= pieces(*part); ++part) i -= pieces(*part);
+      const PackedMatrix& w = part->matrix->view();
+      const int panel = i * group, count = std::min(group, w.panels - panel);
+      uint8_t* scratch = p.scratch(thread);
+      float* c = (float*)(scratch + kGemmScratch);
+      p.kernels_.gemm_panels(w, panel, count, in, begin, n, c, scratch);
+      const int column = part->column + panel * kPanelRows, width = count * kPanelRows;
+      for (int t = 0; t < n; ++t) {
+        // Rows lie too far apart for the processor to see them coming.
+        const float* soon = out->row(begin + std::min(t + kStoreAhead, n - 1)) + column;
+        for (int j = 0; j < width; j += 16) __builtin_prefetch(soon + j, 1);
+        for (int j = 0; j < count; ++j) store(*part, panel + j, c + (j * n + t) * kPanelRows, out->row(begin + t));
+      }
     });
   }
 
@@ -246,24 +244,24 @@ struct Program::GatedMlp : Op {
   void run(Program& p, const Step&, int first, int end) override {
     const ActView in = act->view(), out = result->view();
     const int per_chunk = kChunk / kPanelRows;
-    for_row_blocks(first, end, [&](int begin, int n) {
-      const int group = n >= kGroupRows ? kPanelGroup / 2 : 1;
-      p.parallel_for(result->chunks(), [&](int chunk, int thread) {
-        uint8_t* scratch = p.scratch(thread);
-        const int size = n * kPanelRows;
-        float *g = (float*)(scratch + kGemmScratch), *u = g + group * size, *h = u + group * size;
-        const int last = std::min(gate->view().panels, (chunk + 1) * per_chunk);
-        for (int panel = chunk * per_chunk; panel < last; panel += group) {
-          const int count = std::min(group, last - panel);
-          p.kernels_.gemm_panels(gate->view(), panel, count, in, begin, n, g, scratch);
-          p.kernels_.gemm_panels(up->view(), panel, count, in, begin, n, u, scratch);
-          for (int j = 0; j < count; ++j)
-            for (int t = 0; t < n; ++t)
-              p.kernels_.silu_mul(g + j * size + t * kPanelRows, u + j * size + t * kPanelRows, kPanelRows,
-                                  h + t * kChunk + (panel + j) % per_chunk * kPanelRows);
-        }
-        for (int t = 0; t < n; ++t) p.kernels_.quantize_chunk(h + t * kChunk, chunk, out, begin + t);
-      });
+    const RowBlocks blocks(first, end);
+    const int chunks = result->chunks();
+    p.parallel_for(blocks.blocks * chunks, [&](int i, int thread) {
+      const int begin = blocks.begin(i / chunks), n = blocks.rows(i / chunks), chunk = i % chunks;
+      const int size = n * kPanelRows, group = n >= kGroupRows ? kPanelGroup / 2 : 1;
+      uint8_t* scratch = p.scratch(thread);
+      float *g = (float*)(scratch + kGemmScratch), *u = g + group * size, *h = u + group * size;
+      const int last = std::min(gate->view().panels, (chunk + 1) * per_chunk);
+      for (int panel = chunk * per_chunk; panel < last; panel += group) {
+        const int count = std::min(group, last - panel);
+        p.kernels_.gemm_panels(gate->view(), panel, count, in, begin, n, g, scratch);
+        p.kernels_.gemm_panels(up->view(), panel, count, in, begin, n, u, scratch);
+        for (int j = 0; j < count; ++j)
+          for (int t = 0; t < n; ++t)
+            p.kernels_.silu_mul(g + j * size + t * kPanelRows, u + j * size + t * kPanelRows, kPanelRows,
+                                h + t * kChunk + (panel + j) % per_chunk * kPanelRows);
+      }
+      for (int t = 0; t < n; ++t) p.kernels_.quantize_chunk(h + t * kChunk, chunk, out, begin + t);
     });
   }
   ThreadPool::Pieces pieces() const override {
