@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass
 from enum import Enum
+
+from msgspec import Struct
+from msgspec.structs import astuple
 
 from autoglm.errors import FormatError
 
@@ -20,8 +22,7 @@ MAX_COORDINATE = 999
 MAX_SECONDS = 9999
 
 
-@dataclass(frozen=True)
-class Tap:
+class Tap(Struct, frozen=True):
     """Touch the point (x, y) once; a message says why the user should be asked first (payment, privacy)."""
 
     x: int
@@ -29,24 +30,21 @@ class Tap:
     message: str | None = None
 
 
-@dataclass(frozen=True)
-class DoubleTap:
+class DoubleTap(Struct, frozen=True):
     """Touch the point (x, y) twice, quickly."""
 
     x: int
     y: int
 
 
-@dataclass(frozen=True)
-class LongPress:
+class LongPress(Struct, frozen=True):
     """Hold the point (x, y)."""
 
     x: int
     y: int
 
 
-@dataclass(frozen=True)
-class Swipe:
+class Swipe(Struct, frozen=True):
     """The finger goes from (x, y) to (to_x, to_y)."""
 
     x: int
@@ -55,65 +53,55 @@ class Swipe:
     to_y: int
 
 
-@dataclass(frozen=True)
-class Type:
+class Type(Struct, frozen=True):
     """Write into the field that has the focus, in place of what is in it; `Type_Name` (of a person) is the same."""
 
     text: str
 
 
-@dataclass(frozen=True)
-class Launch:
+class Launch(Struct, frozen=True):
     """Start an app by its name, whatever is on the screen."""
 
     app: str
 
 
-@dataclass(frozen=True)
-class Back:
+class Back(Struct, frozen=True):
     """Go back one page."""
 
 
-@dataclass(frozen=True)
-class Home:
+class Home(Struct, frozen=True):
     """Go to the home screen."""
 
 
-@dataclass(frozen=True)
-class Wait:
+class Wait(Struct, frozen=True):
     """Do nothing for some seconds, for a page that is loading."""
 
     seconds: int = 2
 
 
-@dataclass(frozen=True)
-class TakeOver:
+class TakeOver(Struct, frozen=True):
     """The user has to act, for a login or a check that they are human; the message says what."""
 
     message: str
 
 
-@dataclass(frozen=True)
-class Interact:
+class Interact(Struct, frozen=True):
     """Several things on the screen fit: ask the user which."""
 
 
-@dataclass(frozen=True)
-class Note:
+class Note(Struct, frozen=True):
     """Keep what is on this page for later; the prompt gives "True" as the message."""
 
     message: str
 
 
-@dataclass(frozen=True)
-class CallAPI:
+class CallAPI(Struct, frozen=True):
     """Sum up or comment on this page or what was noted, as the instruction says."""
 
     instruction: str
 
 
-@dataclass(frozen=True)
-class Finish:
+class Finish(Struct, frozen=True):
     """Nothing more to do; the message is for the user."""
 
     message: str
@@ -153,8 +141,7 @@ _SHAPES: dict[str, tuple[Part, ...]] = {
 }
 
 
-@dataclass(frozen=True)
-class Form:
+class Form(Struct, frozen=True):
     """One way to write one kind of action.
 
     name       the action as the text names it; None for finish(...)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from autoglm.errors import ConfigError
 
 
-@dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Struct, frozen=True):
     """The text decoder's shape, as read from a GGUF header.
 
     rope_interleaved    pairs are dims (2j, 2j+1); otherwise (j, j + rotary_dim / 2)
@@ -75,8 +74,7 @@ KV_CACHE_TYPES = ("f32", "f16", "i16", "q8_0")
 DEFAULT_BATCHED_TOKENS = 512
 
 
-@dataclass(frozen=True)
-class EngineConfig:
+class EngineConfig(Struct, frozen=True):
     """What the person chose, or what was fitted to the machine (None = fit it)."""
 
     ctx_size: int | None = None  # tokens one sequence may hold

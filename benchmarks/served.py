@@ -19,7 +19,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ import numpy as np
 import platformdirs
 import uvicorn
 from glm4_file import write_glm4_file
+from msgspec.structs import replace
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from tower_file import write_tower_file

@@ -22,9 +22,10 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
+
+from msgspec import Struct
 
 from autoglm.chat.tool_calls import read_tool_calls
 
@@ -34,8 +35,7 @@ _ACTION_STARTS = ("do(action=", "finish(message=")
 _BARE_CALL = '{"name":'
 
 
-@dataclass(frozen=True)
-class Delta:
+class Delta(Struct, frozen=True):
     """A piece of an answer; text for content and reasoning, the tool_ fields for a whole tool call."""
 
     kind: Literal["content", "reasoning", "tool_call"]

@@ -7,9 +7,10 @@ import sys
 import time
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -142,8 +143,7 @@ def printable(text: str, limit: int = 200) -> str:
     return kept if len(kept) <= limit else kept[: limit - 1] + "…"
 
 
-@dataclass(frozen=True)
-class AnswerPiece:
+class AnswerPiece(Struct, frozen=True):
     """Some text of an answer while it streams: of its thought, or of what it says."""
 
     text: str

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -74,7 +75,7 @@ def _served_facts(gguf: GGUFFile, weights_bytes: int) -> dict[str, Any]:
     facts: dict[str, Any] = {"model": None, "tokenizer": None, "memory": None, "projector": None, "problem": None}
     try:
         model = read_model_config(gguf)
-        facts["model"] = asdict(model)
+        facts["model"] = structs.asdict(model)
         tokenizer = Tokenizer.from_gguf(gguf)
         facts["tokenizer"] = {
             "kind": gguf.metadata.get("tokenizer.ggml.model"),
@@ -123,7 +124,7 @@ def _memory_facts(model: ModelConfig, weights_bytes: int) -> dict[str, int]:
     available = available_memory_bytes()
     config = fit_engine_config(model, weights_bytes, EngineConfig(), available)
     plan = memory_plan(model, weights_bytes, config, available)
-    return {**asdict(plan), "total_bytes": plan.total_bytes, "ctx_size": config.ctx_size or 0}
+    return {**structs.asdict(plan), "total_bytes": plan.total_bytes, "ctx_size": config.ctx_size or 0}
 
 
 def _num_elements(tensor: TensorInfo) -> int:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from autoglm.cli.console import parameter_count, size
 from autoglm.cli.memory import memory_table
@@ -39,9 +41,10 @@ _QUANTIZATION_SUFFIX = re.compile(r"[.-](?:[IT]?Q\d\w*|B?F16|F32|FP16)$", re.IGN
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _MAX_TEMPLATE_BYTES = 1 << 20
 
+_ENGINE = EngineConfig()  # the defaults
 
-@dataclass(frozen=True)
-class ModelOptions:
+
+class ModelOptions(Struct, frozen=True):
     """The flags about model and engine; None = fit it to the machine."""
 
     model: str | None = None
@@ -49,23 +52,22 @@ class ModelOptions:
     chat_template_file: Path | None = None
     ctx_size: int | None = None
     threads: int | None = None
-    parallel: int = EngineConfig.max_num_seqs
+    parallel: int = _ENGINE.max_num_seqs
     max_batched_tokens: int | None = None
-    queue: int = EngineConfig.max_waiting
-    cache_type_k: str = EngineConfig.cache_type_k
-    cache_type_v: str = EngineConfig.cache_type_v
+    queue: int = _ENGINE.max_waiting
+    cache_type_k: str = _ENGINE.cache_type_k
+    cache_type_v: str = _ENGINE.cache_type_v
     kv_blocks: int | None = None
     kv_memory: str | None = None
     prefix_cache: bool = True
-    draft_max: int = EngineConfig.draft_max
+    draft_max: int = _ENGINE.draft_max
     mmproj: Path | None = None
     takes_media: bool = False  # look for the mmproj beside the model
-    max_sound_s: float = MediaLimits.max_sound_s
+    max_sound_s: float = MediaLimits().max_sound_s
     max_pixels: int | None = None  # of a picture where a request names none
 
 
-@dataclass(frozen=True)
-class LoadedModel:
+class LoadedModel(Struct, frozen=True):
     """Everything a command needs to generate: the engine over one model, and how it was fitted.
 
     media        the memory counted for pictures and sounds

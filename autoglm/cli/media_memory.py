@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from autoglm.config import DEFAULT_BATCHED_TOKENS, EngineConfig, ModelConfig
 from autoglm.engine.fit import MediaMemory, MemoryPlan, decoded_media_bytes

@@ -12,8 +12,10 @@ import ipaddress
 import logging
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from autoglm.cli.console import ProgressBars
 from autoglm.cli.loading import (
@@ -33,8 +35,7 @@ from autoglm.server.settings import ServerSettings
 logger = logging.getLogger("autoglm.cli")
 
 
-@dataclass(frozen=True)
-class ServeOptions:
+class ServeOptions(Struct, frozen=True):
     """The flags about the HTTP side."""
 
     host: str = preflight.DEFAULT_HOST

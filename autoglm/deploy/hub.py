@@ -12,9 +12,10 @@ import importlib
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from msgspec import Struct
 
 from autoglm.errors import ConfigError, DownloadError
 
@@ -29,16 +30,14 @@ _PROJECTOR_TYPES = ("F16", "BF16", "Q8_0", "F32")
 _GGUF_MAGIC = b"GGUF"
 
 
-@dataclass(frozen=True)
-class HubFiles:
+class HubFiles(Struct, frozen=True):
     """What was fetched: the model's GGUF and its projector, if the repository has one."""
 
     model: Path
     mmproj: Path | None
 
 
-@dataclass(frozen=True)
-class _Hub:
+class _Hub(Struct, frozen=True):
     """One hub's client as two functions: list a repository's file names, fetch one file."""
 
     list_files: Callable[[str], list[str]]

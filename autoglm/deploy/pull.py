@@ -17,9 +17,10 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from autoglm.deploy import hub
 from autoglm.deploy.shipped import SHIPPED_MODELS, ShippedModel
@@ -34,8 +35,7 @@ Progress = Callable[[str, int, int], None]
 _CHUNK_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
-class WheelModel:
+class WheelModel(Struct, frozen=True):
     """A GGUF inside a wheel of the package index, pinned by both hashes."""
 
     served_name: str
@@ -54,8 +54,7 @@ class WheelModel:
         return self.member.rpartition("/")[2]
 
 
-@dataclass(frozen=True)
-class LocalModel:
+class LocalModel(Struct, frozen=True):
     """A model on this machine: the GGUF, its projector if it has one, and the name to serve it under."""
 
     name: str

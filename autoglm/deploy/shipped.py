@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from autoglm.errors import ConfigError
 
 _FOLDER = Path(__file__).parents[1] / "nano"
 
 
-@dataclass(frozen=True)
-class ShippedModel:
+class ShippedModel(Struct, frozen=True):
     """A GGUF pair in the package's folder `nano`, beside its model card."""
 
     served_name: str

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from autoglm.engine.scheduler import Scheduled
@@ -12,8 +11,7 @@ from autoglm.engine.scheduler import Scheduled
 IntArray = NDArray[np.int32]
 
 
-@dataclass(slots=True)
-class Batch:
+class Batch(Struct):
     """The inputs of one step: T tokens of S sequences, ragged, and L rows of logits wanted.
 
     token_ids     i32 [T]

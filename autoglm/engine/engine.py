@@ -14,10 +14,10 @@ import math
 import time
 import traceback
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+from msgspec import Struct, field
 from numpy.typing import NDArray
 
 from autoglm.config import EngineConfig
@@ -68,8 +68,7 @@ class EngineTokenizer(Protocol):
     def stream(self) -> TextStream: ...
 
 
-@dataclass(frozen=True)
-class EngineStats:
+class EngineStats(Struct, frozen=True):
     """Counters since start (num_*_total, *_s) and the present state (the others).
 
     prefix_cache_query_tokens, prefix_cache_hit_tokens   tokens looked up at admission, and those found
@@ -106,8 +105,7 @@ class EngineStats:
     kv_pool: dict[str, int] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
-class _Counters:
+class _Counters(Struct):
     query_tokens: int = 0
     hit_tokens: int = 0
     prompt_tokens: int = 0

@@ -8,7 +8,9 @@ the mapped file, which the system takes back at need.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from autoglm.config import DEFAULT_BATCHED_TOKENS, EngineConfig, ModelConfig
 from autoglm.errors import ConfigError
@@ -32,8 +34,7 @@ _DECODED_SHARE = 16
 _MIN_DECODED_BYTES, MAX_DECODED_BYTES = 128 << 20, 1 << 30
 
 
-@dataclass(frozen=True)
-class MediaMemory:
+class MediaMemory(Struct, frozen=True):
     """What pictures and sounds take beside the text model, in bytes.
 
     min_pixels, max_pixels  the least a picture can be held to, and the budget of one where a request names none
@@ -78,8 +79,7 @@ def decoded_media_bytes(available_bytes: int) -> int:
     return min(MAX_DECODED_BYTES, max(_MIN_DECODED_BYTES, available_bytes // _DECODED_SHARE))
 
 
-@dataclass(frozen=True)
-class MemoryPlan:
+class MemoryPlan(Struct, frozen=True):
     """Where the memory goes, in bytes; kv_token_bytes is what one token takes in the pool."""
 
     weights_bytes: int

@@ -23,11 +23,11 @@ import secrets
 import time
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceABC
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from msgspec import Struct, field
 from numpy.typing import NDArray
 
 from autoglm.errors import EngineError, RequestError
@@ -67,8 +67,7 @@ def _integer(name: str, value: object, low: int, high: int) -> None:
         raise RequestError(f"{name} is {shown}, expected a whole number from {low} to {high}", param=name)
 
 
-@dataclass(frozen=True)
-class SamplingParams:
+class SamplingParams(Struct, frozen=True):
     """How one answer is sampled and when it ends; OpenAI's names, meanings and ranges.
 
     max_tokens          None: as many as fit

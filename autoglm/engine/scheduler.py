@@ -22,7 +22,8 @@ from __future__ import annotations
 import bisect
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from autoglm.engine.block_manager import BlockManager
 from autoglm.engine.sequence import Sequence, SequenceState
@@ -33,8 +34,7 @@ LATER_PROMPTS_SHARE = 4  # 1 / share of the budget
 MAX_SHARES = 4
 
 
-@dataclass(slots=True)
-class Scheduled:
+class Scheduled(Struct):
     """num_scheduled_tokens of the sequence run in this step, from num_computed_tokens on.
 
     expected     what prompt lookup expects to follow; the first num_drafted of it are run behind them (drafting.py)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence as SequenceABC
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal, Protocol
 
 import numpy as np
+from msgspec import Struct, field
 from numpy.typing import NDArray
 
 from autoglm.engine.prompt_lookup import PromptLookup
@@ -59,8 +59,7 @@ class SequenceState(Enum):
     FINISHED = "finished"
 
 
-@dataclass(slots=True)
-class SequenceOutput:
+class SequenceOutput(Struct):
     """What one step added to one sequence.
 
     token_ids             new tokens of the answer, the one that ended it included

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from autoglm.errors import ConfigError
 
@@ -10,8 +10,7 @@ MIN_ANSWER_TOKENS = 16
 MAX_ANSWER_TOKENS = 256
 
 
-@dataclass(frozen=True)
-class ThinkingControl:
+class ThinkingControl(Struct, frozen=True):
     """How one sequence may think.
 
     budget             thought tokens after which the engine writes close_ids itself; None: no limit. 0 with a thought

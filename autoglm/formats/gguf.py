@@ -17,7 +17,6 @@ import stat
 import struct
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +24,7 @@ from typing import Any, NoReturn, TypeVar, final, overload
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from autoglm.errors import FormatError
 from autoglm.formats.quant_types import BLOCK, UNSUPPORTED_TYPE_NAMES, GGMLType
@@ -126,8 +126,7 @@ def _shown(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-@dataclass(frozen=True)
-class TensorInfo:
+class TensorInfo(Struct, frozen=True):
     """Where one tensor lies. shape is in torch order (rows first, the contiguous axis last)."""
 
     name: str

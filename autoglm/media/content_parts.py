@@ -8,8 +8,9 @@ is a hint only, the bytes themselves decide.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
+
+from msgspec import Struct
 
 from autoglm.errors import RequestError
 from autoglm.media.limits import MediaLimits
@@ -25,8 +26,7 @@ _IGNORED = {"cache_control"}
 _DETAILS = (None, "auto", "high")
 
 
-@dataclass(frozen=True)
-class MediaPart:
+class MediaPart(Struct, frozen=True):
     """One picture or sound of a request, not yet read.
 
     kind    picture or sound

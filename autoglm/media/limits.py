@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+
+from msgspec import Struct
 
 from autoglm.errors import ConfigError
 
 
-@dataclass(frozen=True)
-class MediaLimits:
+class MediaLimits(Struct, frozen=True):
     """Limits of one request. Raises ConfigError for a value that is not above zero.
 
     max_pictures, max_sounds  how many parts of each kind
@@ -33,7 +33,7 @@ class MediaLimits:
     max_redirects: int = 3
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
             if not math.isfinite(value) or value <= 0:
-                raise ConfigError(f"{field.name} must be above 0, got {value}")
+                raise ConfigError(f"{name} must be above 0, got {value}")

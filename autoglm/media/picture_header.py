@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from autoglm.errors import RequestError
 
@@ -43,8 +44,7 @@ _UNREADABLE = (
 )
 
 
-@dataclass(frozen=True)
-class PictureHeader:
+class PictureHeader(Struct, frozen=True):
     """What a picture file says of itself.
 
     format         PNG, JPEG, WEBP or GIF, Pillow's names

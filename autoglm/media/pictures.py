@@ -10,9 +10,9 @@ import hashlib
 import io
 import struct
 import zlib
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from autoglm.errors import RequestError
@@ -31,8 +31,7 @@ _UPRIGHT = {
 }
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(Struct, frozen=True, weakref=True):
     """A decoded picture.
 
     rgb           u8 [height, width, 3], upright, read only

@@ -7,14 +7,14 @@ change, they are 0 to 999 of the original picture.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from autoglm.errors import ConfigError, RequestError
 
 
-@dataclass(frozen=True)
-class PixelBudget:
+class PixelBudget(Struct, frozen=True):
     """A model's range of `max_pixels` and what a server takes where a request names none.
 
     min_pixels  the least the model's processor can be held to

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 Embeddings = NDArray[np.float32]
@@ -14,8 +14,7 @@ Embeddings = NDArray[np.float32]
 Encoding = Generator[None, float | None, Embeddings]
 
 
-@dataclass(frozen=True)
-class TurnFusion:
+class TurnFusion(Struct, frozen=True):
     """How fusion mixed the media and words of one user turn.
 
     weights  text, vision and audio -> the modality's share, 0 where absent; they sum to 1
@@ -26,8 +25,7 @@ class TurnFusion:
     gates: Mapping[str, NDArray[np.float32]]
 
 
-@dataclass(frozen=True)
-class Encoded:
+class Encoded(Struct, frozen=True):
     """What a job made: embeddings f32 [tokens, width], and how they were fused by a model that fuses."""
 
     embeddings: Embeddings
@@ -39,8 +37,7 @@ class Encoded:
         return self.embeddings.nbytes + sum(gate.nbytes for gate in gates)
 
 
-@dataclass(frozen=True)
-class MediaSpan:
+class MediaSpan(Struct, frozen=True):
     """Tokens start to end of a prompt that stand for one medium. sees_itself: its tokens see each other both ways."""
 
     start: int
@@ -48,8 +45,7 @@ class MediaSpan:
     sees_itself: bool = False
 
 
-@dataclass(frozen=True)
-class MediaJob:
+class MediaJob(Struct, frozen=True):
     """What makes the embeddings of some spans.
 
     key     32 bytes that stand for everything the embeddings depend on: equal keys, equal embeddings

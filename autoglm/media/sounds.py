@@ -11,10 +11,10 @@ import hashlib
 import io
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from autoglm.errors import RequestError
@@ -58,8 +58,7 @@ _OGG_CODECS = (
 )
 
 
-@dataclass(frozen=True)
-class Sound:
+class Sound(Struct, frozen=True, weakref=True):
     """A decoded sound.
 
     samples       f32 [num_samples], mono, 16 kHz, about -1..1, read only

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from autoglm.config import ModelConfig
@@ -139,8 +139,7 @@ def check_sizes(gguf: GGUFFile, config: object, *names: str) -> None:
             raise FormatError(f"{gguf.path}: {name} of an encoder is {getattr(config, name)}, which cannot be")
 
 
-@dataclass(frozen=True)
-class Embedding:
+class Embedding(Struct, frozen=True):
     """The token table as it lies in the file; rows are dequantized as they are looked up."""
 
     data: NDArray[np.uint8]

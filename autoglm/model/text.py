@@ -14,9 +14,8 @@ pruned_ffn_layers has no second line: its feed-forward part was found to add lit
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+from msgspec import Struct
 
 from autoglm.config import ModelConfig
 from autoglm.formats.quant_types import BLOCK, GGMLType
@@ -24,8 +23,7 @@ from autoglm.kernels import KvCache, Matrix, Program, Runtime
 from autoglm.model.loader import Vector, WeightReader
 
 
-@dataclass(frozen=True)
-class FeedForwardWeights:
+class FeedForwardWeights(Struct, frozen=True):
     """The second half of a block. The post norm is None where the architecture has none (llama)."""
 
     norm: Vector
@@ -35,8 +33,7 @@ class FeedForwardWeights:
     post_norm: Vector | None
 
 
-@dataclass(frozen=True)
-class LayerWeights:
+class LayerWeights(Struct, frozen=True):
     """One block. The post norm is None where the architecture has none (llama), ffn where it was pruned."""
 
     attn_norm: Vector

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
 
+from msgspec import Struct, field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -198,8 +198,7 @@ class _ActionStart:
         return action
 
 
-@dataclass
-class ChatJob:
+class ChatJob(Struct):
     """One chat request under way."""
 
     service: Service

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -26,8 +26,7 @@ DEFAULT_MAX_TOKENS = 16  # OpenAI's, for this route
 MAX_SEQUENCES = 128
 
 
-@dataclass
-class CompletionChoice:
+class CompletionChoice(Struct):
     """One prompt's one answer."""
 
     index: int
@@ -80,8 +79,7 @@ def encode_prompts(service: Service, request: CompletionRequest) -> tuple[list[l
     return prompts, texts
 
 
-@dataclass
-class CompletionJob:
+class CompletionJob(Struct):
     """One completion request under way."""
 
     service: Service

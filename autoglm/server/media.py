@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, field
 
 from autoglm.engine.fit import MAX_DECODED_BYTES, MediaMemory
 from autoglm.errors import CapacityError, RequestError
@@ -30,8 +31,7 @@ TEMPLATE_TYPES = {"picture": "image", "sound": "audio"}
 RECENT_BYTES = 64 << 20  # of decoded media kept for a chat's next turn, which sends them again
 
 
-@dataclass(frozen=True)
-class MediaDoor:
+class MediaDoor(Struct, frozen=True):
     """What a server that sees and hears needs of media.
 
     max_pixels   of one picture where a request names none; None: as many as the model takes
@@ -51,8 +51,7 @@ class MediaDoor:
     recent: RecentlyUsed[Picture | Sound] = field(default_factory=lambda: RecentlyUsed(RECENT_BYTES))
 
 
-@dataclass(frozen=True)
-class RequestMedia:
+class RequestMedia(Struct, frozen=True):
     """The media of one request, in the order of their parts, decoded."""
 
     pictures: tuple[Picture, ...] = ()
@@ -61,8 +60,7 @@ class RequestMedia:
     decode_ms: float = 0.0
 
 
-@dataclass(frozen=True)
-class MediaReport:
+class MediaReport(Struct, frozen=True):
     """What a reply tells of its media: token counts, and each picture's size before and after resizing."""
 
     image_tokens: int = 0

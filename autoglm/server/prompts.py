@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from autoglm.chat.action_grammar import MAX_END_BYTES, ActionConstraint
 from autoglm.chat.constraint import GrammarConstraint
@@ -39,8 +39,7 @@ MEDIA_PARTS = {
 }
 
 
-@dataclass(frozen=True)
-class ChatPrompt:
+class ChatPrompt(Struct, frozen=True):
     """What a chat request came to.
 
     starts_in_thought  the prompt ends inside a thought that the answer goes on with

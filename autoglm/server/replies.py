@@ -5,8 +5,9 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from autoglm.chat.tokenizer import Tokenizer
 from autoglm.engine.sampling import TokenLogprob
@@ -21,8 +22,7 @@ def new_id(prefix: str) -> str:
     return f"{prefix}-{secrets.token_hex(12)}"
 
 
-@dataclass
-class Tally:
+class Tally(Struct):
     """Counts and times of one request, over all its choices.
 
     Times in ms. queue, prefill and decode are the slowest choice's, as the choices run side by side.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from autoglm.errors import ConfigError
 
 
-@dataclass(frozen=True)
-class ServerSettings:
+class ServerSettings(Struct, frozen=True):
     """Limits and doors of the HTTP server.
 
     max_body_bytes      a larger request body is refused with 413 before it is read whole

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
+
+from msgspec import Struct
 
 from autoglm.errors import RequestError
 
@@ -12,8 +13,7 @@ MAX_BUDGET = 1 << 24
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
-@dataclass(frozen=True)
-class ThinkingSetting:
+class ThinkingSetting(Struct, frozen=True):
     """What one request asked for.
 
     enabled  True = think, False = no thought token at all, None = as the model does by itself

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import astuple
 
 from autoglm.actions import FORMS, Action, Slot, Swipe, Tap, Wait, format_action, parse_action
 from autoglm.chat.action_grammar import MAX_END_BYTES, MAX_TEXT_CHARS, ActionConstraint, find_end
@@ -130,8 +131,8 @@ def test_a_model_that_knows_what_it_wants_is_cut_to_what_fits(
     assert answer(MAX_END_BYTES + len(ids)) == wanted
     for room in range(least, least + len(ids)):
         got = answer(room)
-        points = [value for value in vars(got).values() if isinstance(value, int)]
-        wanted_points = [value for value in vars(wanted).values() if isinstance(value, int)]
+        points = [value for value in astuple(got) if isinstance(value, int)]
+        wanted_points = [value for value in astuple(wanted) if isinstance(value, int)]
         assert points == wanted_points or got == Wait(1) or not points
 
 

@@ -254,7 +254,7 @@ def test_starting_is_light() -> None:
 def test_serve_loads_before_it_reads_the_http_side() -> None:
     """Modules that are read while native threads read weights, and those that only few servers need at all."""
     root = Path(__file__).resolve().parents[2]
-    late = ("starlette", "uvicorn", "msgspec")
+    late = ("starlette", "uvicorn")
     rare = ("httpx", "rich", "PIL", "soundfile", "soxr", "llguidance", "filelock", "platformdirs", "psutil")
     rare += ("prometheus_client", "numpy.random", "pydantic", "pydantic_core")
     code = (

@@ -10,10 +10,10 @@ import sys
 import threading
 import time
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from autoglm.deploy import pull
 from autoglm.errors import ConfigError, DownloadError

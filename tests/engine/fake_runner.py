@@ -118,7 +118,7 @@ class FakeRunner:
         assert batch.cu_seqlens_q.shape == (num_seqs + 1,) and batch.cu_seqlens_q[0] == 0
         assert batch.cu_seqlens_q[-1] == num_tokens and (np.diff(batch.cu_seqlens_q) > 0).all()
         assert np.unique(batch.slot_mapping).size == num_tokens, "a slot is written twice in one step"
-        for name in Batch.__dataclass_fields__:
+        for name in Batch.__struct_fields__:
             array = getattr(batch, name)
             if array is None or name == "embeddings":
                 continue

@@ -69,6 +69,6 @@ def test_a_decode_step_allocates_no_arrays() -> None:
     sequence.num_computed_tokens = 39
     batch = builder.build([Scheduled(sequence, 1)])
     assert batch.embeddings is None and batch.limits is None
-    for name in Batch.__dataclass_fields__:
+    for name in Batch.__struct_fields__:
         array = getattr(batch, name)
         assert array is None or array.base is not None

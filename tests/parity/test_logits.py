@@ -113,7 +113,7 @@ def test_whole_number_cache(tiny_model: Make, kind: str) -> None:
     """The default type keeps the bounds of f16, and is nearer to float32 than f16 is."""
     model = make(tiny_model, kind, "F32")
     theirs = model.logits(TOKENS)
-    ours = NativeModel(model.path, cache_type=EngineConfig.cache_type_k).logits(TOKENS)
+    ours = NativeModel(model.path, cache_type=EngineConfig().cache_type_k).logits(TOKENS)
     difference, half = np.abs(ours - theirs), np.abs(NativeModel(model.path, cache_type="f16").logits(TOKENS) - theirs)
     assert difference.max() < min(1e-3, half.max()) and difference.mean() < half.mean()
     assert_same_choice(ours, theirs, float(difference.max()))
