@@ -113,3 +113,6 @@ class EngineConfig(Struct, frozen=True):
     def token_budget(self) -> int:
         """Tokens one step may process: as chosen or fitted, else the default."""
         return self.max_num_batched_tokens or DEFAULT_BATCHED_TOKENS
+
+
+ENGINE_DEFAULTS = EngineConfig()

@@ -43,12 +43,12 @@ inline double since(Clock::time_point start) { return std::chrono::duration<doub
 // As the pool's; while profiling, what each thread works is added up.
 template <class F>
 void Program::parallel_for(int count, const F& f) {
-  if (!profiling_) return pool_.parallel_for(count, f);
+  if (!profiling_) return pool_.parallel_for(count, f, next_pieces());
   pool_.parallel_for(count, [&](int i, int thread) {
     const auto start = Clock::now();
     f(i, thread);
     busy_[(size_t)thread].value += since(start);
-  });
+  }, next_pieces());
 }
 
 // A product of n rows: the weights are read once for every kRowBlock rows, the multiply-adds are those of real rows.

@@ -492,6 +492,12 @@ int Program::first_slice() const {
   return op.least_slice(*this);
 }
 
+// What the threads read after the operation that runs, in a step of so few rows that reading is what takes time.
+ThreadPool::Pieces Program::next_pieces() const {
+  const Op* reader = ops_[next_op_]->next_reader;
+  return reader && step_.num_tokens < kGroupRows ? reader->pieces() : ThreadPool::Pieces{};
+}
+
 bool Program::advance(double seconds) {
   const bool whole = std::isinf(seconds), timed = profiling_ || !whole;
   const auto started = Clock::now();
@@ -501,7 +507,6 @@ bool Program::advance(double seconds) {
     const int count = op.count(step_), end = whole ? count : std::min(count, next_row_ + op.fitted_slice);
     if (end > next_row_) {
       const auto before = timed ? Clock::now() : started;
-      pool_.expect(op.next_reader && step_.num_tokens < kGroupRows ? op.next_reader->pieces() : ThreadPool::Pieces{});
       op.run(*this, step_, next_row_, end);
       const double took = timed ? since(before) : 0;
       if (profiling_) note(op, took, end >= count);

@@ -52,7 +52,7 @@ struct ThreadPool::Crew {
   Call call = nullptr;                       // these four are read only by who is at the job
   const void* context = nullptr;
   int count = 0;
-  Pieces expected;  // of the job after it
+  Pieces next;
   alignas(64) std::atomic<bool> is_any_asleep{false};
   std::atomic<bool> stop{false};
   std::mutex mutex;
@@ -61,7 +61,9 @@ struct ThreadPool::Crew {
   static uint32_t left(uint64_t job) { return (uint32_t)job; }
   static bool has_workers(uint64_t job) { return (job >> 32 & 0xfff) != 0; }
   // Neighbours lie side by side in memory, so a thread takes several: a part of what is left, in the end one by one.
-  uint32_t share(uint32_t left) const { return std::max(1u, left / (kParts * (uint32_t)(workers.size() + 1))); }
+  uint32_t share(uint32_t left) const {
+    return std::max(std::min(1u, left), left / (kParts * (uint32_t)(workers.size() + 1)));
+  }
 
   void open_next_job(uint32_t left) {
     job.store(((job.load(std::memory_order_relaxed) >> kNumber) + 1) << kNumber | left);
@@ -92,9 +94,9 @@ struct ThreadPool::Crew {
   // Asks, until the job after `done` is there, for what comes to this thread of it if all come at once.
   void ask_for(const Pieces& pieces, int thread, uint64_t done) const {
     uint32_t left = (uint32_t)pieces.count;
-    for (int t = 0; t < thread; ++t) left -= std::min(left, share(left));
+    for (int t = 0; t < thread; ++t) left -= share(left);
     const uint8_t* p = pieces.data + ((uint32_t)pieces.count - left) * pieces.bytes;
-    const uint8_t* end = p + std::min(kAskBytes, std::min(left, share(left)) * pieces.bytes);
+    const uint8_t* end = p + std::min(kAskBytes, share(left) * pieces.bytes);
     for (; p < end && number() == done; p += 64) __builtin_prefetch(p, 0, 2);
   }
 
@@ -112,14 +114,14 @@ struct ThreadPool::Crew {
       const uint64_t seen = job.load(std::memory_order_acquire);
       done = seen >> kNumber;
       if (!take(seen, kWorker, thread)) continue;
-      const Pieces pieces = expected;
+      const Pieces pieces = next;
       job.fetch_sub(kWorker, std::memory_order_release);
       ask_for(pieces, thread, done);
     }
   }
 
-  // The caller's first share is its own before anybody else hears of the job.
   void run() {
+    // The caller's first share is its own before anybody else hears of the job.
     const uint32_t first = share((uint32_t)count);
     open_next_job((uint32_t)count - first);
     for (int i = 0; i < (int)first; ++i) call(context, i, 0);
@@ -146,15 +148,14 @@ ThreadPool::~ThreadPool() {
   for (auto& worker : crew_->workers) worker.join();
 }
 
-void ThreadPool::expect(const Pieces& pieces) { crew_->expected = pieces; }
-
 bool ThreadPool::forked() const { return forks.load(std::memory_order_relaxed) != process_; }
 
-void ThreadPool::run(Call call, const void* context, int count) {
+void ThreadPool::run(Call call, const void* context, int count, const Pieces& next) {
   Crew& crew = *crew_;
   crew.call = call;
   crew.context = context;
   crew.count = count;
+  crew.next = next;
   crew.run();
 }
 

@@ -20,27 +20,26 @@ class ThreadPool {
 
   int size() const { return num_workers_ + 1; }
 
-  // What a job reads from memory, piece by piece of its index range: a worker that waits asks for the first it will take.
+  // What a job reads from memory: so many bytes for each index, one behind the other.
   struct Pieces { const uint8_t* data = nullptr; size_t bytes = 0; int count = 0; };
-  // Of the job after the next one; it need not come.
-  void expect(const Pieces& pieces);
 
-  // Calls f(index, thread) once for every index in 0..count-1; the caller is thread 0 and takes part.
+  // Calls f(index, thread) once for every index in 0..count-1; the caller is thread 0 and takes part. A worker that is
+  // done asks for what it will probably read first of `next`, which need not come.
   template <class F>
-  void parallel_for(int count, const F& f) {
+  void parallel_for(int count, const F& f, const Pieces& next = {}) {
     if (count <= 0) return;
     if (count == 1 || num_workers_ == 0 || forked()) {
       for (int i = 0; i < count; ++i) f(i, 0);
       return;
     }
-    run([](const void* ctx, int index, int thread) { (*(const F*)ctx)(index, thread); }, &f, count);
+    run([](const void* ctx, int index, int thread) { (*(const F*)ctx)(index, thread); }, &f, count, next);
   }
 
  private:
   using Call = void (*)(const void*, int, int);
   struct Crew;  // the threads and what they share
   bool forked() const;
-  void run(Call call, const void* context, int count);
+  void run(Call call, const void* context, int count, const Pieces& next);
 
   int num_workers_;
   int process_;  // how many forks lay before the process that made the crew

@@ -17,13 +17,12 @@ if sys.argv[1:2] == ["serve"]:  # before click, which is forty files
 import click  # noqa: E402
 
 from autoglm import __version__  # noqa: E402
-from autoglm.config import EngineConfig  # noqa: E402
+from autoglm.config import ENGINE_DEFAULTS  # noqa: E402
 from autoglm.deploy.preflight import DEFAULT_HOST, DEFAULT_PORT  # noqa: E402
 from autoglm.errors import AutoglmError, ConfigError  # noqa: E402
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
 _PATH = click.Path(path_type=Path)
-_ENGINE = EngineConfig()  # the defaults
 
 
 class _InOrder(click.Group):
@@ -64,7 +63,7 @@ _parallel_flag = click.option(
     "-np",
     "--parallel",
     type=click.IntRange(min=1),
-    default=_ENGINE.max_num_seqs,
+    default=ENGINE_DEFAULTS.max_num_seqs,
     help="Requests that run at once.",
 )
 _batched_tokens_flag = click.option(
@@ -74,12 +73,16 @@ _batched_tokens_flag = click.option(
     help="Tokens one step may process. Default: 512, less where memory is short.",
 )
 _cache_type_k_flag = click.option(
-    "-ctk", "--cache-type-k", default=_ENGINE.cache_type_k, metavar="f32|f16|i16|q8_0", help="How keys are cached."
+    "-ctk",
+    "--cache-type-k",
+    default=ENGINE_DEFAULTS.cache_type_k,
+    metavar="f32|f16|i16|q8_0",
+    help="How keys are cached.",
 )
 _cache_type_v_flag = click.option(
     "-ctv",
     "--cache-type-v",
-    default=_ENGINE.cache_type_v,
+    default=ENGINE_DEFAULTS.cache_type_v,
     metavar="f32|f16|i16|q8_0",
     help="How values are cached.",
 )
@@ -150,7 +153,7 @@ def app(context: click.Context, version: bool) -> None:
 @click.option(
     "--queue",
     type=click.IntRange(min=1),
-    default=_ENGINE.max_waiting,
+    default=ENGINE_DEFAULTS.max_waiting,
     help="Requests that may wait; more get 429.",
 )
 @_template_file_flag
@@ -161,7 +164,7 @@ def app(context: click.Context, version: bool) -> None:
 @click.option(
     "--draft-max",
     type=click.IntRange(min=0),
-    default=_ENGINE.draft_max,
+    default=ENGINE_DEFAULTS.draft_max,
     help="Most tokens a step drafts by prompt lookup, fewer where they do not pay; 0: none.",
 )
 @click.option("--no-prefix-cache", is_flag=True, help="Compute every prompt anew.")

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from autoglm.cli.console import parameter_count, size
 from autoglm.cli.memory import memory_table
-from autoglm.config import EngineConfig, ModelConfig
+from autoglm.config import ENGINE_DEFAULTS, EngineConfig, ModelConfig
 from autoglm.deploy import preflight, pull
 from autoglm.deploy.machine import available_memory_bytes, usable_cores
 from autoglm.engine.fit import MediaMemory, MemoryPlan, fit_engine_config, kv_token_bytes, memory_plan
@@ -41,8 +41,6 @@ _QUANTIZATION_SUFFIX = re.compile(r"[.-](?:[IT]?Q\d\w*|B?F16|F32|FP16)$", re.IGN
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _MAX_TEMPLATE_BYTES = 1 << 20
 
-_ENGINE = EngineConfig()  # the defaults
-
 
 class ModelOptions(Struct, frozen=True):
     """The flags about model and engine; None = fit it to the machine."""
@@ -52,15 +50,15 @@ class ModelOptions(Struct, frozen=True):
     chat_template_file: Path | None = None
     ctx_size: int | None = None
     threads: int | None = None
-    parallel: int = _ENGINE.max_num_seqs
+    parallel: int = ENGINE_DEFAULTS.max_num_seqs
     max_batched_tokens: int | None = None
-    queue: int = _ENGINE.max_waiting
-    cache_type_k: str = _ENGINE.cache_type_k
-    cache_type_v: str = _ENGINE.cache_type_v
+    queue: int = ENGINE_DEFAULTS.max_waiting
+    cache_type_k: str = ENGINE_DEFAULTS.cache_type_k
+    cache_type_v: str = ENGINE_DEFAULTS.cache_type_v
     kv_blocks: int | None = None
     kv_memory: str | None = None
     prefix_cache: bool = True
-    draft_max: int = _ENGINE.draft_max
+    draft_max: int = ENGINE_DEFAULTS.draft_max
     mmproj: Path | None = None
     takes_media: bool = False  # look for the mmproj beside the model
     max_sound_s: float = MediaLimits().max_sound_s
