@@ -35,9 +35,19 @@ Features detect() {
   f.avx512 = f.avx2 && avx512 && vnni && (os & 0xe0) == 0xe0;
   return f;
 }
+
+bool is_zen5() {
+  uint32_t a, b, c, d;
+  if (!__get_cpuid(0, &a, &b, &c, &d) || b != signature_AMD_ebx) return false;
+  return __get_cpuid(1, &a, &b, &c, &d) && (a >> 8 & 15) + (a >> 20 & 255) >= 0x1a;
+}
+#else
+bool is_zen5() { return false; }
 #endif
 
 }  // namespace
+
+const bool fills_first_cache = is_zen5();
 
 const KernelTable* select_table(const char* force) {
   const KernelTable *avx2 = nullptr, *avx512 = nullptr;

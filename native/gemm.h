@@ -74,7 +74,7 @@ void float_columns(const PackedMatrix& w, const uint8_t* p, const uint8_t* next,
   }
   // One tile alone reads on without being held up by what it asks for.
   const int tiles = count_tiles(rows);
-  Ahead ahead{next, next + bytes, tiles > 1 ? (bytes / 64 + tiles - 1) / tiles : 0};
+  Ahead ahead{next, next + bytes, tiles > 1 ? (bytes / 64 + tiles - 1) / tiles : 0, 0};
   for_tiles(rows, RunFloat{weights, cols, x.f32 + (size_t)row_begin * x.stride + k0, x.stride, c, &ahead});
 }
 
@@ -96,14 +96,22 @@ size_t chunk_bytes(QuantType type, int blocks) {
   }
 }
 
-// How often the products of a chunk ask for what comes next; 0: they need not, since they do so little between two loads
-// that the processor has enough of them under way (one core of Zen 5, AVX-512, one row of Q8_0: 37.0 GB/s asking, 41.0
-// not; three rows 36.5 and 39.1; four the same. AVX2, one row: 38 and 20).
-int asks(QuantType t, int blocks, int rows) {
-  if (rows > direct_rows(t)) return kBlocks * count_tiles(rows);
-  if (block_elements_256(t)) return t == QuantType::Q6_K ? 2 : k32_asks(rows);
-  if (t == QuantType::Q8_0 && rows < kQ8Asks) return 0;
-  return blocks * 2 / direct_halves(rows);
+// How often the products of a chunk ask for what comes next, and whether in between too. 0: they need not.
+struct Asks { int times; bool between; };
+
+Asks asks(QuantType t, int blocks, int rows) {
+  if (rows > direct_rows(t)) return {kBlocks * count_tiles(rows), false};
+  // A core that reads ahead by itself reads a row's weights as fast unasked (two cores of Zen 4, of the memory's rate: Q4_K
+  // 95 %, asking 81; Q6_K 100 and 100), and so does any that does so little between two loads that enough of them are
+  // under way (one core of Zen 5, one row of Q8_0: 41.0 GB/s, asking 37.0; three rows 39.1 and 36.5; on AVX2 20 and 38).
+  if (rows <= (fills_first_cache ? 0 : kUnaskedRows) || (t == QuantType::Q8_0 && rows < kQ8Asks)) return {0, false};
+  if (!block_elements_256(t)) return {blocks * 2 / direct_halves(rows), false};
+  // Into the second cache a few lines at a time (Zen 4, three rows of Q6_K: 31 GB/s, in four shares 24).
+  if (!fills_first_cache) return {16, true};
+  if (t == QuantType::Q6_K) return {2, false};
+  // Few rows wait for memory, and all at once is read fastest (one row of Q4_K on one core of Zen 5: 40.3 GB/s, in four
+  // shares 35.8); more also compute for long, while what was asked for comes in (four rows: 30.3 and 35.0).
+  return {rows <= 2 ? 1 : 4, false};
 }
 
 // Chunk `p` of one panel times the rows at `at` of the activation: c += W x.
@@ -170,10 +178,12 @@ void gemm_panels(const PackedMatrix& w, int first, int count, const ActView& x, 
   for (int chunk = 0; chunk < w.chunks; ++chunk) {
     const int left = (w.cols - chunk * kChunk) / 32, blocks = left < kBlocks ? left : kBlocks;
     const size_t at = (size_t)chunk * x.capacity + row_begin;
-    const int bytes = (int)chunk_bytes(w.type, blocks), shares = asks(w.type, blocks, rows);
+    const int bytes = (int)chunk_bytes(w.type, blocks);
+    const Asks ask = asks(w.type, blocks, rows);
+    const int lines = ask.times ? (bytes / 64 + ask.times - 1) / ask.times : 0;
     for (int i = 0; i < count; ++i) {
       const uint8_t *here = p + i * w.panel_bytes, *next = i + 1 < count ? here + w.panel_bytes : p + bytes;
-      ahead = {next + further, next + further + bytes, shares ? (bytes / 64 + shares - 1) / shares : 0};
+      ahead = {next + further, next + further + bytes, lines, ask.between ? lines : 0};
       if (few) few_rows_chunk(w.type, here, blocks, x, at, rows, ahead, c + i * panel);
       else many_rows_chunk(w.type, here, blocks, s, x, at, rows, c + i * panel);
     }

@@ -10,10 +10,13 @@ namespace {
 // Halves of a panel that T rows take at once: what their sums leave of the registers.
 constexpr int direct_halves(int T) { return T <= 4 ? kTileR : 1; }
 
-// How often T rows of Q4_K and Q5_K ask for the next chunk. Few rows wait for memory, and all at once is read fastest
-// (one row of Q4_K on one core of Zen 5: 40.3 GB/s, in four shares 35.8); more also compute for long, while what was
-// asked for comes in (four rows: 30.3 and 35.0).
-constexpr int k32_asks(int T) { return T <= 2 ? 1 : 4; }
+// Asks for the head of a chunk, which is used in between the columns behind it, so that lines are asked for in order.
+// Zen 4 reads such a stream ahead by itself (one row of Q4_K, one core: 11.6 to 29.8 GB/s; Q6_K 10.1 to 28.5).
+template <int Bytes>
+AUTOGLM_INLINE void touch(const uint8_t* p) {
+#pragma GCC unroll 32
+  for (int i = 0; i < Bytes; i += 64) prefetch(p + i);
+}
 
 // acc += scale * dot for both halves of T rows
 template <int T, int R>
@@ -23,17 +26,20 @@ AUTOGLM_INLINE void add_scaled(vi (&d)[T][R], const vf (&scale)[R], vf (&acc)[T]
 
 // Blocks 2 pair and 2 pair + 1, whose fifth bits, if there are five, are bits Plane and Plane + 1 of the plane's bytes.
 template <int T, int R, bool Five, int Plane>
-AUTOGLM_INLINE void direct_k32_pair(const uint8_t* p, int pair, int half, const int8_t* qx, vf (&acc)[T][R]) {
+AUTOGLM_INLINE void direct_k32_pair(const uint8_t* p, int pair, int half, const int8_t* qx, Ahead& ahead,
+                                    vf (&acc)[T][R]) {
   const vb low = vb_set1(15), high = vb_set1(16), upper = vb_set1(0xf0);
   // Where products take full bytes, high nibbles stay in place, 16 times too large, and their scale is taken 16
   // times smaller: both exact, and a shift less for every 64 bytes (18.9 to 19.6 GB/s on two cores).
   constexpr bool in_place = !Five && kFullBytes;
   const vf unit = vf_set1(in_place ? 0.0625f : 1.0f);
-  const uint8_t *nib = p + 640 + pair * 1024, *plane = p + 640 + 4096;
+  const uint8_t *plane = p + 640, *nib = plane + (Five ? 1024 : 0) + pair * 1024;
   vi d0[T][R], d1[T][R];
   AUTOGLM_TILE(d0[t][g] = d1[t][g] = vi_zero())
 #pragma GCC unroll 8
   for (int k = 0; k < 8; ++k) {
+    if (half == 0 && k == 0) ahead.ask();
+    else if (half == 0 && k % 2 == 0) ahead.ask_between();
     vb x0[R], x1[R];
 #pragma GCC unroll 2
     for (int g = 0; g < R; ++g) {
@@ -67,20 +73,14 @@ template <int T, int R, bool Five>
 inline void direct_k32(const uint8_t* p, int half, const int8_t* qx, const ActMetaK* meta, Ahead& ahead, float* c) {
   vf acc[T][R];
   AUTOGLM_TILE(acc[t][g] = vf_zero())
-  if (half == 0) ahead.ask();
+  if (half == 0) touch<640 + (Five ? 1024 : 0)>(p);
   if (Five || T <= 2) {  // shifts of bytes are by constants
-    direct_k32_pair<T, R, Five, 0>(p, 0, half, qx, acc);
-    if (k32_asks(T) == 4 && half == 0) ahead.ask();
-    direct_k32_pair<T, R, Five, 2>(p, 1, half, qx, acc);
-    if (k32_asks(T) == 4 && half == 0) ahead.ask();
-    direct_k32_pair<T, R, Five, 4>(p, 2, half, qx, acc);
-    if (k32_asks(T) == 4 && half == 0) ahead.ask();
-    direct_k32_pair<T, R, Five, 6>(p, 3, half, qx, acc);
+    direct_k32_pair<T, R, Five, 0>(p, 0, half, qx, ahead, acc);
+    direct_k32_pair<T, R, Five, 2>(p, 1, half, qx, ahead, acc);
+    direct_k32_pair<T, R, Five, 4>(p, 2, half, qx, ahead, acc);
+    direct_k32_pair<T, R, Five, 6>(p, 3, half, qx, ahead, acc);
   } else {
-    for (int pair = 0; pair < 4; ++pair) {
-      if (pair && half == 0) ahead.ask();
-      direct_k32_pair<T, R, Five, 0>(p, pair, half, qx, acc);
-    }
+    for (int pair = 0; pair < 4; ++pair) direct_k32_pair<T, R, Five, 0>(p, pair, half, qx, ahead, acc);
   }
   vi m[T][R];
   AUTOGLM_TILE(m[t][g] = vi_zero())
@@ -100,9 +100,9 @@ inline void direct_k16(const uint8_t* p, int half, const int8_t* qx, const ActMe
   vf acc[T][R], d[R];
   AUTOGLM_TILE(acc[t][g] = vf_zero())
   for (int g = 0; g < R; ++g) d[g] = vf_load_f16((const uint16_t*)p + 16 * (half + g));
+  if (half == 0) touch<576>(p);
   for (int h = 0; h < 2; ++h) {
-    if (half == 0) ahead.ask();
-    const uint8_t *n0 = p + 576 + 2048 * h, *n1 = n0 + 1024, *plane = p + 576 + 4096 + 1024 * h;
+    const uint8_t* columns = p + 576 + 3072 * h;
     vf part[4][2][T][R];  // dots of blocks 4h..4h+3, two halves of 16 columns each, as scaled in order below
 #pragma GCC unroll 2
     for (int s = 0; s < 2; ++s) {
@@ -112,10 +112,12 @@ inline void direct_k16(const uint8_t* p, int half, const int8_t* qx, const ActMe
         AUTOGLM_TILE(dot[b][t][g] = vi_offset<5>(meta[t].neg_sum16 + 8 * h + 2 * b + s))
 #pragma GCC unroll 4
       for (int k = 4 * s; k < 4 * s + 4; ++k) {
+        if (half == 0 && k == 0) ahead.ask();
+        else if (half == 0) ahead.ask_between();
 #pragma GCC unroll 2
         for (int g = 0; g < R; ++g) {
-          const int at = k * kQuadBytes + (half + g) * kVec;
-          const vb x0 = vb_load(n0 + at), x1 = vb_load(n1 + at), y = vb_load(plane + at);
+          const uint8_t* at = columns + 3 * k * kQuadBytes + (half + g) * kVec;
+          const vb x0 = vb_load(at), x1 = vb_load(at + kQuadBytes), y = vb_load(at + 2 * kQuadBytes);
           const vb w0 = vb_or(vb_and(x0, low), vb_and(vb_shl<4>(y), high));
           const vb w1 = vb_or(vb_and(x1, low), vb_and(vb_shl<2>(y), high));
           const vb w2 = vb_or(vb_and(vb_shr<4>(x0), low), vb_and(y, high));
@@ -168,10 +170,10 @@ AUTOGLM_INLINE void direct_nibbles(const uint8_t* p, int half, const int8_t* q, 
 #pragma GCC unroll 2
   for (int g = 0; g < R; ++g) {
     const int at = V * kQuadBytes + (half + g) * kVec;
-    const vb x = vb_load(p + at);
+    const vb x = vb_load(p + (HasPlane ? 128 : 0) + at);
     vb x0 = vb_and(x, low), x1 = vb_and(vb_shr<4>(x), low);
     if (HasPlane) {
-      const vb h = vb_load(p + 512 + (half + g) * kVec);
+      const vb h = vb_load(p + (half + g) * kVec);
       x0 = vb_or(x0, high_bit<V>(h));
       x1 = vb_or(x1, high_bit<V + 4>(h));
     }

@@ -13,12 +13,16 @@ constexpr int kBlockBytes = 8 * kQuadBytes;   // an unpacked 32-column block
 
 // The packed bytes that come next, asked for in as many shares as the products of a chunk have places for it: where the
 // products take long, all at once would keep a core waiting (8 rows of Q4_K: 11 GB/s on one core of Zen 5, in shares
-// 16, in shares that also run further ahead 20).
+// 16, in shares that also run further ahead 20). Between two of those places are others, for shares that are smaller yet.
 struct Ahead {
   const uint8_t *next, *end;
-  int lines;  // each time
-  void ask() {
-    for (int i = 0; i < lines && next < end; ++i, next += 64) prefetch(next);
+  int lines, lines_between;  // each time
+  void ask() { ask_lines(lines); }
+  void ask_between() { ask_lines(lines_between); }
+
+ private:
+  AUTOGLM_INLINE void ask_lines(int n) {
+    for (int i = 0; i < n && next < end; ++i, next += 64) ask_line(next);
   }
 };
 
@@ -77,7 +81,8 @@ inline void unpack_q5_k_pair(const uint8_t* p, const uint8_t* plane, uint8_t* w)
 
 inline void unpack_q5_k(const uint8_t* p, const Scratch& s) {
   p = unpack_k_scales(p, s);
-  const uint8_t* plane = p + 4096;
+  const uint8_t* plane = p;
+  p += 1024;
   unpack_q5_k_pair<0>(p, plane, s.w);
   unpack_q5_k_pair<1>(p + 1024, plane, s.w + 2 * kBlockBytes);
   unpack_q5_k_pair<2>(p + 2048, plane, s.w + 4 * kBlockBytes);
@@ -90,13 +95,13 @@ inline void unpack_q6_k(const uint8_t* p, const Scratch& s) {
     for (int j = 0; j < 16; ++j)
       vf_store(s.scale + 32 * j + 16 * g, vf_mul(d, vf_load_i8((const int8_t*)p + 64 + 32 * j + 16 * g)));
   }
-  const uint8_t *nib = p + 64 + 512, *plane = nib + 4096;
+  const uint8_t* columns = p + 64 + 512;
   const vb low = vb_set1(15), high = vb_set1(48);
   for (int h = 0; h < 2; ++h) {
     uint8_t* w = s.w + 4 * h * kBlockBytes;
-    const uint8_t *n0 = nib + (2 * h) * 1024, *n1 = n0 + 1024, *pl = plane + h * 1024;
-    for (int i = 0; i < 16; ++i) {  // blocks 4h..4h+3: nibbles (n0 low, n1 low, n0 high, n1 high), 2 bits each of pl
-      const vb x0 = vb_load(n0 + i * kVec), x1 = vb_load(n1 + i * kVec), y = vb_load(pl + i * kVec);
+    for (int i = 0; i < 16; ++i) {  // blocks 4h..4h+3: nibbles (x0 low, x1 low, x0 high, x1 high), 2 bits each of y
+      const uint8_t* at = columns + h * 3072 + i / 2 * 3 * kQuadBytes + i % 2 * kVec;
+      const vb x0 = vb_load(at), x1 = vb_load(at + kQuadBytes), y = vb_load(at + 2 * kQuadBytes);
       uint8_t* o = w + i * kVec;
       vb_store(o, vb_or(vb_and(x0, low), vb_and(vb_shl<4>(y), high)));
       vb_store(o + kBlockBytes, vb_or(vb_and(x1, low), vb_and(vb_shl<2>(y), high)));
@@ -125,6 +130,8 @@ inline void unpack_b32(const uint8_t* p, int blocks, const Scratch& s) {
       p += 64;
     }
     uint8_t* w = s.w + b * kBlockBytes;
+    const uint8_t* plane = p;
+    if (HasPlane) p += 128;
     for (int i = 0; i < 8; ++i) {
       const vb x = vb_load(p + i * kVec);
       vb_store(w + i * kVec, vb_and(x, low));
@@ -133,14 +140,13 @@ inline void unpack_b32(const uint8_t* p, int blocks, const Scratch& s) {
     p += 512;
     if (HasPlane) {
       for (int g = 0; g < 2; ++g) {
-        const vb h = vb_load(p + g * kVec);
+        const vb h = vb_load(plane + g * kVec);
         uint8_t* o = w + g * kVec;
 #define AUTOGLM_HIGH(Q) vb_store(o + Q * kQuadBytes, vb_or(vb_load(o + Q * kQuadBytes), high_bit<Q>(h)));
         AUTOGLM_HIGH(0) AUTOGLM_HIGH(1) AUTOGLM_HIGH(2) AUTOGLM_HIGH(3)
         AUTOGLM_HIGH(4) AUTOGLM_HIGH(5) AUTOGLM_HIGH(6) AUTOGLM_HIGH(7)
 #undef AUTOGLM_HIGH
       }
-      p += 128;
     }
   }
 }

@@ -9,6 +9,11 @@
 namespace {
 using namespace autoglm;
 #define AUTOGLM_INLINE inline __attribute__((always_inline))
+
+AUTOGLM_INLINE void ask_line(const void* p) {
+  if (fills_first_cache) prefetch(p);
+  else prefetch_second(p);
+}
 }  // namespace
 
 #include "gemm_unpack.h"

@@ -11,6 +11,7 @@ constexpr int kTileT = 3;     // 6 int + 6 float accumulators + 2 weights + 1 br
 constexpr int kTileR = 1;
 constexpr int kDirectRows = 1;  // up to here weights go from memory to registers to products
 constexpr int kQ8Asks = 1;      // rows of Q8_0 from which on what comes next is asked for
+constexpr int kUnaskedRows = 0;  // rows that a core which reads ahead by itself needs not be asked for
 constexpr int kScoreRows = 2;   // query rows whose scores against two blocks of keys are summed together
 constexpr int kValueVectors = 1;  // of 16 dims, for four rows: what the registers hold
 constexpr bool kFullBytes = false;  // vpmaddubsw would saturate: dot4 takes weights up to 127
@@ -165,6 +166,7 @@ inline float vf_reduce_max(vf v) {
 }
 // GCC drops a loop that does nothing but _mm_prefetch.
 inline void prefetch(const void* p) { asm volatile("prefetcht0 %0" : : "m"(*(const char*)p)); }
+inline void prefetch_second(const void* p) { asm volatile("prefetcht1 %0" : : "m"(*(const char*)p)); }
 constexpr int kPeakChains = 4;  // of peaks.h: latency times products a cycle, as far as registers go
 inline void opaque(vb& x) { asm volatile("" : "+x"(x.a), "+x"(x.b)); }  // the compiler knows nothing of x from here on
 inline void opaque(vf& x) { asm volatile("" : "+x"(x.a), "+x"(x.b)); }

@@ -11,6 +11,7 @@ constexpr int kTileT = 6;      // 12 int + 12 float accumulators + 2 weights + 1
 constexpr int kTileR = 2;
 constexpr int kDirectRows = 8;  // up to here weights go from memory to registers to products
 constexpr int kQ8Asks = 4;      // rows of Q8_0 from which on what comes next is asked for
+constexpr int kUnaskedRows = 2;  // rows that a core which reads ahead by itself needs not be asked for
 constexpr int kScoreRows = 4;   // query rows whose scores against two blocks of keys are summed together
 constexpr int kValueVectors = 4;  // of 16 dims, for four rows: what the registers hold
 constexpr bool kFullBytes = true;  // dot4 takes weights up to 255
@@ -114,6 +115,7 @@ inline float vf_reduce_add(vf a) {
 inline float vf_reduce_max(vf a) { return _mm512_reduce_max_ps(a); }
 // GCC drops a loop that does nothing but _mm_prefetch.
 inline void prefetch(const void* p) { asm volatile("prefetcht0 %0" : : "m"(*(const char*)p)); }
+inline void prefetch_second(const void* p) { asm volatile("prefetcht1 %0" : : "m"(*(const char*)p)); }
 constexpr int kPeakChains = 12;  // of peaks.h: latency times products a cycle, as far as registers go
 inline void opaque(__m512i& x) { asm volatile("" : "+v"(x)); }  // the compiler knows nothing of x from here on
 inline void opaque(__m512& x) { asm volatile("" : "+v"(x)); }

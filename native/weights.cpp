@@ -157,13 +157,12 @@ uint8_t* pack_legacy(QuantType type, const uint8_t* block, int row, uint8_t* out
     put_half(out, row, h);
     out += 64;
   }
-  for (int v = 0; v < 4; ++v) put_quad(out, v, row, block + shape.qs_at + 4 * v);
-  out += 512;
   if (shape.qh_at) {
     put_plane(out, row, load_u32(block + shape.qh_at));
     out += 128;
   }
-  return out;
+  for (int v = 0; v < 4; ++v) put_quad(out, v, row, block + shape.qs_at + 4 * v);
+  return out + 512;
 }
 
 void pack_k_scales(uint16_t d, uint16_t dmin, const uint8_t* scales, int row, uint8_t* out) {
@@ -183,11 +182,12 @@ uint8_t* pack_k45(const uint8_t* block, const uint8_t* qh, int row, uint8_t* out
   std::memcpy(&b, block, sizeof b);
   pack_k_scales(b.d, b.dmin, b.scales, row, out);
   out += 640;
+  if (qh) {
+    for (int v = 0; v < 8; ++v) put_quad(out, v, row, qh + 4 * v);
+    out += 1024;
+  }
   for (int v = 0; v < 32; ++v) put_quad(out, v, row, b.qs + 4 * v);
-  out += 4096;
-  if (!qh) return out;
-  for (int v = 0; v < 8; ++v) put_quad(out, v, row, qh + 4 * v);
-  return out + 1024;
+  return out + 4096;
 }
 
 uint8_t* pack_q6_k(const uint8_t* block, int row, uint8_t* out) {
@@ -196,10 +196,9 @@ uint8_t* pack_q6_k(const uint8_t* block, int row, uint8_t* out) {
   put_half(out, row, b.d);
   for (int j = 0; j < 16; ++j) out[64 + 32 * j + row] = (uint8_t)b.scales[j];
   out += 576;
-  for (int v = 0; v < 32; ++v) put_quad(out, v, row, b.ql + 4 * v);
-  out += 4096;
-  for (int v = 0; v < 16; ++v) put_quad(out, v, row, b.qh + 4 * v);
-  return out + 2048;
+  for (int v = 0; v < 32; ++v) put_quad(out, 24 * (v / 16) + 3 * (v % 8) + v / 8 % 2, row, b.ql + 4 * v);
+  for (int v = 0; v < 16; ++v) put_quad(out, 24 * (v / 8) + 3 * (v % 8) + 2, row, b.qh + 4 * v);
+  return out + 6144;
 }
 
 uint8_t* pack_block(QuantType type, const uint8_t* block, int row, uint8_t* out) {
