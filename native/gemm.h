@@ -3,14 +3,23 @@
 
 namespace {
 
-inline int count_tiles(int rows) { return (rows + kTileT - 1) / kTileT; }
+inline int count_tiles(int rows, int most = kTileT) { return (rows + most - 1) / most; }
 
-// Calls f.run<T>(first row) over tiles of at most kTileT rows, as even as possible.
+// Calls f(first row, rows) over tiles of at most so many rows, as even as possible.
+template <class F>
+AUTOGLM_INLINE void for_tiles(int rows, int most, const F& f) {
+  const int tiles = count_tiles(rows, most);
+  for (int i = 0, t0 = 0; i < tiles; ++i) {
+    const int n = count_tiles(rows - t0, tiles - i);
+    f(t0, n);
+    t0 += n;
+  }
+}
+
+// Calls f.run<T>(first row) over tiles of at most kTileT rows.
 template <class F>
 inline void for_tiles(int rows, const F& f) {
-  const int tiles = count_tiles(rows);
-  for (int i = 0, t0 = 0; i < tiles; ++i) {
-    const int n = (rows - t0) / (tiles - i) + ((rows - t0) % (tiles - i) != 0);
+  for_tiles(rows, kTileT, [&](int t0, int n) {
     switch (n) {
       case 1: f.template run<1>(t0); break;
       case 2: f.template run<2>(t0); break;
@@ -18,8 +27,7 @@ inline void for_tiles(int rows, const F& f) {
       AUTOGLM_CASE(3) AUTOGLM_CASE(4) AUTOGLM_CASE(5) AUTOGLM_CASE(6)
 #undef AUTOGLM_CASE
     }
-    t0 += n;
-  }
+  });
 }
 
 struct RunK32 {
@@ -80,7 +88,14 @@ void float_columns(const PackedMatrix& w, const uint8_t* p, const uint8_t* next,
 
 bool block_elements_256(QuantType t) { return t == QuantType::Q4_K || t == QuantType::Q5_K || t == QuantType::Q6_K; }
 
-int direct_rows(QuantType t) { return t == QuantType::I16 ? 0 : direct_rows(block_elements_256(t)); }
+// The most rows that go straight to the products, in tiles of those whose sums stay in registers. Where what is asked for
+// goes into the second cache, up to sixteen of Q4_K do (two cores of Zen 4, eight rows 16.6 to 19.8 GB/s, sixteen 10.5 to
+// 11.3; Q5_K and Q6_K no faster or slower).
+int direct_rows(QuantType t) {
+  if (t == QuantType::I16) return 0;
+  const int tile = direct_tile(block_elements_256(t));
+  return t == QuantType::Q4_K && kDirectRows > tile && !fills_first_cache ? 4 * tile : tile;
+}
 
 size_t chunk_bytes(QuantType type, int blocks) {
   switch (type) {
@@ -107,7 +122,7 @@ Asks asks(QuantType t, int blocks, int rows) {
   if (rows <= (fills_first_cache ? 0 : kUnaskedRows) || (t == QuantType::Q8_0 && rows < kQ8Asks)) return {0, false};
   if (!block_elements_256(t)) return {blocks * 2 / direct_halves(rows), false};
   // Into the second cache a few lines at a time (Zen 4, three rows of Q6_K: 31 GB/s, in four shares 24).
-  if (!fills_first_cache) return {16, true};
+  if (!fills_first_cache) return {16 * count_tiles(rows, direct_tile(true)), true};
   if (t == QuantType::Q6_K) return {2, false};
   // Few rows wait for memory, and all at once is read fastest (one row of Q4_K on one core of Zen 5: 40.3 GB/s, in four
   // shares 35.8); more also compute for long, while what was asked for comes in (four rows: 30.3 and 35.0).
@@ -118,14 +133,18 @@ Asks asks(QuantType t, int blocks, int rows) {
 void few_rows_chunk(QuantType type, const uint8_t* p, int blocks, const ActView& x, size_t at, int rows,
                     Ahead& ahead, float* c) {
   const bool k = block_elements_256(type);
-  const int8_t* q = (k ? x.qk : x.qb) + at * kChunk;
-  const void* meta = k ? (const void*)(x.meta_k + at) : (const void*)(x.meta_b + at);
-  switch (rows) {
-    case 1: direct_chunk<1>(type, p, blocks, q, meta, ahead, c); break;
-#define AUTOGLM_CASE(N) case N: direct_chunk<(kDirectRows >= N ? N : 1)>(type, p, blocks, q, meta, ahead, c); break;
-    AUTOGLM_CASE(2) AUTOGLM_CASE(3) AUTOGLM_CASE(4) AUTOGLM_CASE(5) AUTOGLM_CASE(6) AUTOGLM_CASE(7) AUTOGLM_CASE(8)
+  for_tiles(rows, direct_tile(k), [&](int t0, int n) {
+    const size_t row = at + (size_t)t0;
+    const int8_t* q = (k ? x.qk : x.qb) + row * kChunk;
+    const void* meta = k ? (const void*)(x.meta_k + row) : (const void*)(x.meta_b + row);
+    float* out = c + t0 * kPanelRows;
+    switch (n) {
+      case 1: direct_chunk<1>(type, p, blocks, q, meta, ahead, out); break;
+#define AUTOGLM_CASE(N) case N: direct_chunk<(kDirectRows >= N ? N : 1)>(type, p, blocks, q, meta, ahead, out); break;
+      AUTOGLM_CASE(2) AUTOGLM_CASE(3) AUTOGLM_CASE(4) AUTOGLM_CASE(5) AUTOGLM_CASE(6) AUTOGLM_CASE(7) AUTOGLM_CASE(8)
 #undef AUTOGLM_CASE
-  }
+    }
+  });
 }
 
 template <int Offset, bool HasMin, bool HasPlane>

@@ -232,14 +232,13 @@ inline void direct_q8(const uint8_t* p, int half, int blocks, const int8_t* qx, 
 
 #define AUTOGLM_HALVES for (int half = 0; half < 2; half += kTileR)
 
-// The most rows that go straight to the products: their sums have to stay in registers. K-quants work on two blocks at
-// once or four, the others on one.
-constexpr int direct_rows(bool k_quant) { return k_quant && kDirectRows > 4 ? 4 : kDirectRows; }
+// The most rows whose sums stay in registers. K-quants work on two blocks at once or four, the others on one.
+constexpr int direct_tile(bool k_quant) { return k_quant && kDirectRows > 4 ? 4 : kDirectRows; }
 
 template <int T>
 void direct_chunk(QuantType type, const uint8_t* p, int blocks, const int8_t* q, const void* meta, Ahead& ahead,
                   float* c) {
-  constexpr int K = T <= direct_rows(true) ? T : 1;
+  constexpr int K = T <= direct_tile(true) ? T : 1;
   constexpr int R = direct_halves(T), K16R = direct_halves(2 * K);
   const ActMetaK* mk = (const ActMetaK*)meta;
   const ActMetaB* mb = (const ActMetaB*)meta;
