@@ -10,10 +10,11 @@ namespace {
 // Halves of a panel that T rows take at once: what their sums leave of the registers.
 constexpr int direct_halves(int T) { return T <= 4 ? kTileR : 1; }
 
-// Asks for the head of a chunk, which is used in between the columns behind it, so that lines are asked for in order.
-// Zen 4 reads such a stream ahead by itself (one row of Q4_K, one core: 11.6 to 29.8 GB/s; Q6_K 10.1 to 28.5).
+// Asks for the head of a chunk, which is used in between the columns behind it, so that lines are asked for in order: a
+// core that reads ahead by itself then does (one core of Zen 4, one row of Q4_K 11.6 to 29.8 GB/s, of Q6_K 10.1 to 28.5).
 template <int Bytes>
 AUTOGLM_INLINE void touch(const uint8_t* p) {
+  if (fills_first_cache) return;
 #pragma GCC unroll 32
   for (int i = 0; i < Bytes; i += 64) prefetch(p + i);
 }
