@@ -38,8 +38,8 @@ struct SpanAhead {
   void share(int calls) {
     if (!count) return;
     const int times = calls > count ? calls / count : 1, all = (int)(std::max(bytes[0], bytes[1]) + 63) / 64;
-    parts = (count + calls - 1) / calls;
-    lines = (all + times - 1) / times;
+    parts = divide_up(count, calls);
+    lines = divide_up(all, times);
   }
   AUTOGLM_INLINE void ask() {
     for (int i = 0; i < parts && next < count; ++i) {

@@ -63,7 +63,7 @@ constexpr int i16_vectors(int T) { return 2 * T <= kTileT ? 2 * kTileR : kTileR;
 // The next span is asked for once a tile, or, where tiles are few, once for 16 numbers of each of a tile's rows.
 inline bool i16_asks_often(int rows) { return rows <= kAttnRows / 4; }
 inline int i16_asks(int rows, int dim) {  // about
-  const int tiles = count_tiles(rows), vectors = i16_vectors((rows + tiles - 1) / tiles), blocks = kAttnKeys / kKvBlock;
+  const int tiles = count_tiles(rows), vectors = i16_vectors(divide_up(rows, tiles)), blocks = kAttnKeys / kKvBlock;
   if (!i16_asks_often(rows)) return 2 * tiles;
   return tiles * (dim / 16 * blocks / vectors + std::max(1, dim / 16 / vectors) * blocks);
 }

@@ -3,14 +3,14 @@
 
 namespace {
 
-inline int count_tiles(int rows, int most = kTileT) { return (rows + most - 1) / most; }
+inline int count_tiles(int rows) { return divide_up(rows, kTileT); }
 
 // Calls f(first row, rows) over tiles of at most so many rows, as even as possible.
 template <class F>
 AUTOGLM_INLINE void for_tiles(int rows, int most, const F& f) {
-  const int tiles = count_tiles(rows, most);
+  const int tiles = divide_up(rows, most);
   for (int i = 0, t0 = 0; i < tiles; ++i) {
-    const int n = count_tiles(rows - t0, tiles - i);
+    const int n = divide_up(rows - t0, tiles - i);
     f(t0, n);
     t0 += n;
   }
@@ -82,7 +82,7 @@ void float_columns(const PackedMatrix& w, const uint8_t* p, const uint8_t* next,
   }
   // One tile alone reads on without being held up by what it asks for.
   const int tiles = count_tiles(rows);
-  Ahead ahead{next, next + bytes, tiles > 1 ? (bytes / 64 + tiles - 1) / tiles : 0, 0};
+  Ahead ahead{next, next + bytes, tiles > 1 ? divide_up(bytes / 64, tiles) : 0};
   for_tiles(rows, RunFloat{weights, cols, x.f32 + (size_t)row_begin * x.stride + k0, x.stride, c, &ahead});
 }
 
@@ -111,22 +111,19 @@ size_t chunk_bytes(QuantType type, int blocks) {
   }
 }
 
-// How often the products of a chunk ask for what comes next, and whether in between too. 0: they need not.
-struct Asks { int times; bool between; };
-
-Asks asks(QuantType t, int blocks, int rows) {
-  if (rows > direct_rows(t)) return {kBlocks * count_tiles(rows), false};
+// How often the products of a chunk ask for what comes next; 0: they need not.
+int asks(QuantType t, int blocks, int rows) {
+  if (rows > direct_rows(t)) return kBlocks * count_tiles(rows);
   // A core that reads ahead by itself reads a row's weights as fast unasked (two cores of Zen 4, of the memory's rate: Q4_K
   // 95 %, asking 81; Q6_K 100 and 100), and so does any that does so little between two loads that enough of them are
   // under way (one core of Zen 5, one row of Q8_0: 41.0 GB/s, asking 37.0; three rows 39.1 and 36.5; on AVX2 20 and 38).
-  if (rows <= (fills_first_cache ? 0 : kUnaskedRows) || (t == QuantType::Q8_0 && rows < kQ8Asks)) return {0, false};
-  if (!block_elements_256(t)) return {blocks * 2 / direct_halves(rows), false};
-  // Into the second cache a few lines at a time (Zen 4, three rows of Q6_K: 31 GB/s, in four shares 24).
-  if (!fills_first_cache) return {16 * count_tiles(rows, direct_tile(true)), true};
-  if (t == QuantType::Q6_K) return {2, false};
+  if (rows <= (fills_first_cache ? 0 : kUnaskedRows) || (t == QuantType::Q8_0 && rows < kQ8Asks)) return 0;
+  if (!block_elements_256(t)) return blocks * 2 / direct_halves(rows);
+  if (!fills_first_cache) return 16 * divide_up(rows, direct_tile(true));
+  if (t == QuantType::Q6_K) return 2;
   // Few rows wait for memory, and all at once is read fastest (one row of Q4_K on one core of Zen 5: 40.3 GB/s, in four
   // shares 35.8); more also compute for long, while what was asked for comes in (four rows: 30.3 and 35.0).
-  return {rows <= 2 ? 1 : 4, false};
+  return rows <= 2 ? 1 : 4;
 }
 
 // Chunk `p` of one panel times the rows at `at` of the activation: c += W x.
@@ -197,12 +194,10 @@ void gemm_panels(const PackedMatrix& w, int first, int count, const ActView& x, 
   for (int chunk = 0; chunk < w.chunks; ++chunk) {
     const int left = (w.cols - chunk * kChunk) / 32, blocks = left < kBlocks ? left : kBlocks;
     const size_t at = (size_t)chunk * x.capacity + row_begin;
-    const int bytes = (int)chunk_bytes(w.type, blocks);
-    const Asks ask = asks(w.type, blocks, rows);
-    const int lines = ask.times ? (bytes / 64 + ask.times - 1) / ask.times : 0;
+    const int bytes = (int)chunk_bytes(w.type, blocks), shares = asks(w.type, blocks, rows);
     for (int i = 0; i < count; ++i) {
       const uint8_t *here = p + i * w.panel_bytes, *next = i + 1 < count ? here + w.panel_bytes : p + bytes;
-      ahead = {next + further, next + further + bytes, lines, ask.between ? lines : 0};
+      ahead = {next + further, next + further + bytes, shares ? divide_up(bytes / 64, shares) : 0};
       if (few) few_rows_chunk(w.type, here, blocks, x, at, rows, ahead, c + i * panel);
       else many_rows_chunk(w.type, here, blocks, s, x, at, rows, c + i * panel);
     }

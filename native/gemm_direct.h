@@ -1,4 +1,4 @@
-// Products for one to eight rows, straight from the packed bytes.
+// Products for one to eight rows, of Q4_K to sixteen in tiles, straight from the packed bytes.
 //
 // So few rows are bound by the reading of weights; unpacking into registers instead of the scratch halves the
 // instructions. The integer sums and the order of float steps are those of gemm_products.h, so the results are
@@ -39,8 +39,7 @@ AUTOGLM_INLINE void direct_k32_pair(const uint8_t* p, int pair, int half, const 
   AUTOGLM_TILE(d0[t][g] = d1[t][g] = vi_zero())
 #pragma GCC unroll 8
   for (int k = 0; k < 8; ++k) {
-    if (half == 0 && k == 0) ahead.ask();
-    else if (half == 0 && k % 2 == 0) ahead.ask_between();
+    if (half == 0 && k % 2 == 0) k ? ahead.ask_between() : ahead.ask();
     vb x0[R], x1[R];
 #pragma GCC unroll 2
     for (int g = 0; g < R; ++g) {
@@ -113,8 +112,7 @@ inline void direct_k16(const uint8_t* p, int half, const int8_t* qx, const ActMe
         AUTOGLM_TILE(dot[b][t][g] = vi_offset<5>(meta[t].neg_sum16 + 8 * h + 2 * b + s))
 #pragma GCC unroll 4
       for (int k = 4 * s; k < 4 * s + 4; ++k) {
-        if (half == 0 && k == 0) ahead.ask();
-        else if (half == 0) ahead.ask_between();
+        if (half == 0) k ? ahead.ask_between() : ahead.ask();
 #pragma GCC unroll 2
         for (int g = 0; g < R; ++g) {
           const uint8_t* at = columns + 3 * k * kQuadBytes + (half + g) * kVec;

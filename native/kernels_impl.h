@@ -10,6 +10,8 @@ namespace {
 using namespace autoglm;
 #define AUTOGLM_INLINE inline __attribute__((always_inline))
 
+constexpr int divide_up(int n, int by) { return (n + by - 1) / by; }
+
 AUTOGLM_INLINE void ask_line(const void* p) {
   if (fills_first_cache) prefetch(p);
   else prefetch_second(p);

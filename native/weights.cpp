@@ -196,6 +196,7 @@ uint8_t* pack_q6_k(const uint8_t* block, int row, uint8_t* out) {
   put_half(out, row, b.d);
   for (int j = 0; j < 16; ++j) out[64 + 32 * j + row] = (uint8_t)b.scales[j];
   out += 576;
+  // [half of the columns][quad][nibbles, nibbles, high bits]: what is multiplied together lies together.
   for (int v = 0; v < 32; ++v) put_quad(out, 24 * (v / 16) + 3 * (v % 8) + v / 8 % 2, row, b.ql + 4 * v);
   for (int v = 0; v < 16; ++v) put_quad(out, 24 * (v / 8) + 3 * (v % 8) + 2, row, b.qh + 4 * v);
   return out + 6144;
