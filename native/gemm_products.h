@@ -34,6 +34,19 @@ AUTOGLM_INLINE void block_dots(const uint8_t* w, const int8_t* const (&q)[T], in
     _Pragma("GCC unroll 2")                 \
     for (int g = 0; g < R; ++g) { body; }
 
+// Asks for an eighth of what the next T rows of the activation have in a chunk, while block b of this tile's is multiplied:
+// the first cache is full of weights, and rows come from the second (one core of Zen 4, 512 rows: Q4_K 174 to 181
+// GMAC/s, Q8_0 169 to 174).
+template <int T, class Q, class Meta>
+AUTOGLM_INLINE void ask_next_rows(const Q* q, const Meta* meta, int b) {
+  constexpr int q_lines = divide_up(T * kChunk * (int)sizeof(Q), kBlocks * 64);
+  constexpr int meta_lines = divide_up(T * (int)sizeof(Meta), kBlocks * 64);
+#pragma GCC unroll 8
+  for (int i = 0; i < q_lines; ++i) prefetch((const char*)(q + T * kChunk) + 64 * (b * q_lines + i));
+#pragma GCC unroll 2
+  for (int i = 0; i < meta_lines; ++i) prefetch((const char*)(meta + T) + 64 * (b * meta_lines + i));
+}
+
 // Q4_K and Q5_K: c += scale_x * (sum_b d_b * dot_b - dmin * sum_b m_b * sum32_b)
 template <int T, int R>
 inline void product_k32(const Scratch& s, int half, const int8_t* qx, const ActMetaK* meta, float* c) {
@@ -45,6 +58,7 @@ inline void product_k32(const Scratch& s, int half, const int8_t* qx, const ActM
     vi d[T][R];
     AUTOGLM_TILE(d[t][g] = vi_zero())
     s.ahead->ask();
+    if (half == 0) ask_next_rows<T>(qx, meta, b);
     block_dots<T, R, Lane::Bytes, 8>(s.w + b * kBlockBytes + half * kVec, q, 32 * b, d);
     AUTOGLM_TILE(acc[t][g] = vf_fma(vf_from_int(d[t][g]), vf_load(s.scale + 32 * b + 16 * (half + g)), acc[t][g]))
   }
@@ -73,6 +87,7 @@ inline void product_k16(const Scratch& s, int half, const int8_t* qx, const ActM
       for (int g = 0; g < R; ++g) d[t][g] = start;
     }
     s.ahead->ask();
+    if (half == 0 && j % 2 == 0) ask_next_rows<T>(qx, meta, j / 2);
     block_dots<T, R, Lane::Bytes, 4>(s.w + j * (kBlockBytes / 2) + half * kVec, q, 16 * j, d);
     AUTOGLM_TILE(acc[t][g] = vf_fma(vf_from_int(d[t][g]), vf_load(s.scale + 32 * j + 16 * (half + g)), acc[t][g]))
   }
@@ -97,6 +112,7 @@ inline void product_b32(const Scratch& s, int half, int blocks, const int8_t* qx
       for (int g = 0; g < R; ++g) d[t][g] = start;
     }
     s.ahead->ask();
+    if (half == 0) ask_next_rows<T>(qx, meta, b);
     block_dots<T, R, Signed ? Lane::Q8 : Lane::Bytes, 8>(s.w + b * kBlockBytes + half * kVec, q, 32 * b, d);
     AUTOGLM_TILE({
       const vf x = vf_mul(vf_from_int(d[t][g]), vf_set1(meta[t].scale[b]));
@@ -122,7 +138,10 @@ inline void product_i16(const uint8_t* p, int half, int blocks, const int16_t* q
     vi d[T][R];
     AUTOGLM_TILE(d[t][g] = vi_zero())
     for (int part = 0; part < kI16Columns / 16; ++part) {
-      if (part % 2 == 0) ahead.ask();  // once for 32 columns, as all products do
+      if (part % 2 == 0) {  // once for 32 columns, as all products do
+        ahead.ask();
+        if (half == 0) ask_next_rows<T>(qx, meta, 2 * b + part / 2);
+      }
       block_dots<T, R, Lane::Pairs, 8>(p + kPanelRows * 4 + part * kBlockBytes + half * kVec, q,
                                        2 * (kI16Columns * b + 16 * part), d);
     }
