@@ -236,14 +236,6 @@ struct Program::Linear : Op {
   }
 };
 
-// Where panels of two matrices take turns, the head of the next is asked for: a core that reads on by itself begins anew at
-// each (two cores of Zen 4: 2 to 4 % of a step of SmolLM2, nothing of the 9B's).
-inline void ask_head(const PackedMatrix& w, int panel) {
-  constexpr int kHead = 4096;
-  const uint8_t* p = w.data + (size_t)panel * w.panel_bytes;
-  for (int i = 0; i < kHead; i += 64) __builtin_prefetch(p + i, 0, 2);
-}
-
 struct Program::GatedMlp : Op {
   const char* name() const override { return "gate_up"; }
   Activation *act, *result;
@@ -256,16 +248,21 @@ struct Program::GatedMlp : Op {
     const int chunks = result->chunks();
     p.parallel_for(blocks.blocks * chunks, [&](int i, int thread) {
       const int begin = blocks.begin(i / chunks), n = blocks.rows(i / chunks), chunk = i % chunks;
-      const int size = n * kPanelRows, group = n >= kGroupRows ? kPanelGroup / 2 : 1;
+      const bool many = n >= kGroupRows;
+      const int size = n * kPanelRows, group = many ? kPanelGroup / 2 : per_chunk;
       uint8_t* scratch = p.scratch(thread);
       float *g = (float*)(scratch + kGemmScratch), *u = g + group * size, *h = u + group * size;
+      // Of few rows one panel after the other: a core reads on by itself what lies side by side, and begins anew at a jump.
+      const auto product = [&](const PackedMatrix& w, int panel, int count, float* c) {
+        const int together = many ? count : 1;
+        for (int j = 0; j < count; j += together)
+          p.kernels_.gemm_panels(w, panel + j, together, in, begin, n, c + j * size, scratch);
+      };
       const int last = std::min(gate->view().panels, (chunk + 1) * per_chunk);
       for (int panel = chunk * per_chunk; panel < last; panel += group) {
         const int count = std::min(group, last - panel);
-        if (group == 1) ask_head(up->view(), panel);
-        p.kernels_.gemm_panels(gate->view(), panel, count, in, begin, n, g, scratch);
-        if (group == 1 && panel + 1 < last) ask_head(gate->view(), panel + 1);
-        p.kernels_.gemm_panels(up->view(), panel, count, in, begin, n, u, scratch);
+        product(gate->view(), panel, count, g);
+        product(up->view(), panel, count, u);
         for (int j = 0; j < count; ++j)
           for (int t = 0; t < n; ++t)
             p.kernels_.silu_mul(g + j * size + t * kPanelRows, u + j * size + t * kPanelRows, kPanelRows,

@@ -429,7 +429,8 @@ void Program::make_scratch() {
   int widest = 0;
   for (const auto& b : buffers_) widest = std::max(widest, b->stride);
   const size_t rows = (size_t)std::min(max_tokens_, kRowBlock);
-  const size_t gemm = kGemmScratch + rows * (kPanelGroup * kPanelRows + kChunk) * sizeof(float);
+  const size_t few = std::min(rows, (size_t)kGroupRows);  // have a chunk of both matrices of a gated MLP at once
+  const size_t gemm = kGemmScratch + (rows * (kPanelGroup * kPanelRows + kChunk) + few * kChunk) * sizeof(float);
   const size_t norm = (size_t)round_up(widest, kChunk) * sizeof(float);
   scratch_bytes_ = (std::max({gemm, norm, kAttnScratch, kFullScratch}) + 4095) / 4096 * 4096;
   scratch_ = Pages(scratch_bytes_ * (size_t)pool_.size());

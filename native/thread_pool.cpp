@@ -1,4 +1,4 @@
-// The worker loop: spin, sleep, join a job, take indices from a shared counter.
+// The worker loop: spin, sleep, join a job, work off a part of it and then half of what another has left.
 #include "thread_pool.h"
 
 #include <pthread.h>
@@ -28,7 +28,6 @@ inline void relax() {
 // A pause is about 140 cycles on server cores since Skylake: 3000 are some 0.15 ms, longer than any
 // gap inside a step and shorter than what the web server needs the core for.
 constexpr int kSpins = 3000;
-constexpr int kParts = 2;  // of what is left, for each thread
 constexpr size_t kAskBytes = (size_t)1 << 18;  // a part of the second cache
 
 // Counted in the child by pthread_atfork: getpid would be a system call for every job.
@@ -40,33 +39,40 @@ int count_forks() {
 }
 }  // namespace
 
-// A job's number, how many workers are at it and how much of it nobody has taken yet are one word, beside what the job is:
-// between two dies every word that changes hands costs a fifth of a microsecond. Who comes when all is taken, since the
-// system ran something else on its core, does not join and is not waited for.
+// A job's number, how many workers are at it and whether it is closed are one word. Who comes when all is taken, since the
+// system ran something else on its core, finds it closed, does not join and is not waited for.
 struct ThreadPool::Crew {
   static constexpr int kNumber = 44;
-  static constexpr uint64_t kWorker = (uint64_t)1 << 32;
+  static constexpr uint64_t kWorker = (uint64_t)1 << 32, kClosed = 1;
+
+  // What one thread is to do of a job. Neighbours lie side by side in memory, so each has a stretch of its own; one cache
+  // line, since between two dies every line that changes hands costs a fifth of a microsecond.
+  struct alignas(64) Place {
+    std::atomic<uint64_t> stretch{0};  // of indices nobody has taken yet: the end, and in the lower half the begin
+    Call call = nullptr;               // the rest is read only by who is at the job
+    const void* context = nullptr;
+    Pieces next;
+  };
 
   std::vector<std::thread> workers;
-  alignas(64) std::atomic<uint64_t> job{0};  // 20 bits of its number, 12 of workers at it, 32 of what is left
-  Call call = nullptr;                       // these four are read only by who is at the job
-  const void* context = nullptr;
-  int count = 0;
-  Pieces next;
+  const std::unique_ptr<Place[]> places;
+  const int num_threads;
+  alignas(64) std::atomic<uint64_t> job{0};  // 20 bits of its number, 12 of workers at it, 32 of which one is kClosed
   alignas(64) std::atomic<bool> is_any_asleep{false};
   std::atomic<bool> stop{false};
   std::mutex mutex;
   std::condition_variable wake;
 
-  static uint32_t left(uint64_t job) { return (uint32_t)job; }
-  static bool has_workers(uint64_t job) { return (job >> 32 & 0xfff) != 0; }
-  // Neighbours lie side by side in memory, so a thread takes several: a part of what is left, in the end one by one.
-  uint32_t share(uint32_t left) const {
-    return std::max(std::min(1u, left), left / (kParts * (uint32_t)(workers.size() + 1)));
-  }
+  explicit Crew(int num_threads) : places(new Place[(size_t)num_threads]), num_threads(num_threads) {}
 
-  void open_next_job(uint32_t left) {
-    job.store(((job.load(std::memory_order_relaxed) >> kNumber) + 1) << kNumber | left);
+  static bool has_workers(uint64_t job) { return (job >> 32 & 0xfff) != 0; }
+  static uint64_t stretch(int begin, int end) { return (uint64_t)end << 32 | (uint32_t)begin; }
+  static int begin(uint64_t stretch) { return (int)(uint32_t)stretch; }
+  static int end(uint64_t stretch) { return (int)(stretch >> 32); }
+  int first(int count, int thread) const { return (int)((int64_t)count * thread / num_threads); }
+
+  void open_next_job() {
+    job.store(((job.load(std::memory_order_relaxed) >> kNumber) + 1) << kNumber);
     if (!is_any_asleep.load()) return;
     {
       std::lock_guard<std::mutex> lock(mutex);
@@ -75,29 +81,41 @@ struct ThreadPool::Crew {
     wake.notify_all();
   }
 
-  // Share after share of a job as `seen`, until none is left; with the first, `joining` is added to its word.
-  bool take(uint64_t seen, uint64_t joining, int thread) {
-    bool any = false;
-    while (left(seen)) {
-      const uint32_t size = share(left(seen));
-      if (!job.compare_exchange_weak(seen, seen + joining - size, std::memory_order_acquire)) continue;
-      const int begin = count - (int)left(seen);
-      for (int i = begin; i < begin + (int)size; ++i) call(context, i, thread);
-      any = true, joining = 0;
-      seen = job.load(std::memory_order_relaxed);
+  // The next index of the thread's stretch, or of half of what another has left, from then on its own; -1: all are taken.
+  int take(int thread) {
+    std::atomic<uint64_t>& own = places[(size_t)thread].stretch;
+    do {
+      for (uint64_t left = own.load(std::memory_order_relaxed); begin(left) < end(left);)
+        if (own.compare_exchange_weak(left, left + 1, std::memory_order_relaxed)) return begin(left);
+    } while (take_half(thread));
+    return -1;
+  }
+
+  bool take_half(int thread) {
+    for (int k = 1; k < num_threads; ++k) {
+      std::atomic<uint64_t>& other = places[(size_t)((thread + k) % num_threads)].stretch;
+      for (uint64_t left = other.load(std::memory_order_relaxed); begin(left) < end(left);) {
+        const int middle = begin(left) + (end(left) - begin(left)) / 2;
+        if (!other.compare_exchange_weak(left, stretch(begin(left), middle), std::memory_order_relaxed)) continue;
+        places[(size_t)thread].stretch.store(stretch(middle, end(left)), std::memory_order_relaxed);
+        return true;
+      }
     }
-    return any;
+    return false;
+  }
+
+  void work_off(int thread) {
+    const Place& place = places[(size_t)thread];
+    for (int i; (i = take(thread)) >= 0;) place.call(place.context, i, thread);
   }
 
   uint64_t number() const { return job.load() >> kNumber; }
 
-  // Asks, until the job after `done` is there, for what comes to this thread of it if all come at once.
+  // Asks, until the job after `done` is there, for what this thread has of it.
   void ask_for(const Pieces& pieces, int thread, uint64_t done) const {
-    uint32_t left = (uint32_t)pieces.count;
-    for (int t = 0; t < thread; ++t) left -= share(left);
-    const uint8_t* p = pieces.data + ((uint32_t)pieces.count - left) * pieces.bytes;
-    const uint8_t* end = p + std::min(kAskBytes, share(left) * pieces.bytes);
-    for (; p < end && number() == done; p += 64) __builtin_prefetch(p, 0, 2);
+    const uint8_t* p = pieces.data + (size_t)first(pieces.count, thread) * pieces.bytes;
+    const uint8_t* end = pieces.data + (size_t)first(pieces.count, thread + 1) * pieces.bytes;
+    for (end = std::min(end, p + kAskBytes); p < end && number() == done; p += 64) __builtin_prefetch(p, 0, 2);
   }
 
   void work(int thread) {
@@ -111,21 +129,28 @@ struct ThreadPool::Crew {
         }
       }
       if (stop) return;
-      const uint64_t seen = job.load(std::memory_order_acquire);
+      uint64_t seen = job.load(std::memory_order_acquire);
+      while (!(seen & kClosed) && !job.compare_exchange_weak(seen, seen + kWorker, std::memory_order_acquire)) continue;
       done = seen >> kNumber;
-      if (!take(seen, kWorker, thread)) continue;
-      const Pieces pieces = next;
+      if (seen & kClosed) continue;
+      work_off(thread);
+      const Pieces pieces = places[(size_t)thread].next;
       job.fetch_sub(kWorker, std::memory_order_release);
       ask_for(pieces, thread, done);
     }
   }
 
-  void run() {
-    // The caller's first share is its own before anybody else hears of the job.
-    const uint32_t first = share((uint32_t)count);
-    open_next_job((uint32_t)count - first);
-    for (int i = 0; i < (int)first; ++i) call(context, i, 0);
-    take(job.load(std::memory_order_relaxed), 0, 0);
+  void run(Call call, const void* context, int count, const Pieces& next) {
+    for (int t = 0; t < num_threads; ++t) {
+      Place& place = places[(size_t)t];
+      place.call = call;
+      place.context = context;
+      place.next = next;
+      place.stretch.store(stretch(first(count, t), first(count, t + 1)), std::memory_order_relaxed);
+    }
+    open_next_job();
+    work_off(0);
+    job.fetch_or(kClosed, std::memory_order_relaxed);
     for (int spin = 0; has_workers(job.load(std::memory_order_acquire)); ++spin) {
       if (spin < kSpins) relax();
       else std::this_thread::yield();
@@ -134,7 +159,7 @@ struct ThreadPool::Crew {
 };
 
 ThreadPool::ThreadPool(int num_threads)
-    : num_workers_(num_threads - 1), process_(count_forks()), crew_(std::make_unique<Crew>()) {
+    : num_workers_(num_threads - 1), process_(count_forks()), crew_(std::make_unique<Crew>(num_threads)) {
   for (int i = 1; i < num_threads; ++i) crew_->workers.emplace_back([crew = crew_.get(), i] { crew->work(i); });
 }
 
@@ -144,19 +169,14 @@ ThreadPool::~ThreadPool() {
     return;
   }
   crew_->stop = true;
-  crew_->open_next_job(0);
+  crew_->open_next_job();
   for (auto& worker : crew_->workers) worker.join();
 }
 
 bool ThreadPool::forked() const { return forks.load(std::memory_order_relaxed) != process_; }
 
 void ThreadPool::run(Call call, const void* context, int count, const Pieces& next) {
-  Crew& crew = *crew_;
-  crew.call = call;
-  crew.context = context;
-  crew.count = count;
-  crew.next = next;
-  crew.run();
+  crew_->run(call, context, count, next);
 }
 
 }  // namespace autoglm

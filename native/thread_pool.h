@@ -1,9 +1,11 @@
 // parallel_for over an index range; the only native threads that compute.
 //
-// Workers spin for about a tenth of a millisecond after each job and then sleep, so that the dozen jobs
-// of a layer follow each other without a system call and an idle server uses no CPU. A worker whose core runs
-// another program is waited for only once it has begun. A forked child has no workers: there the pool runs
-// alone, and lets go of what it cannot join.
+// Each thread has a stretch of the indices to itself, since what lies side by side in memory is read fastest (two cores of
+// Zen 4 that take panels of 75 kB in turns: 30 GB/s, each from a stretch of its own: 40); who is done takes half of what
+// another has left. Workers spin for about a tenth of a millisecond after each job and then sleep, so that the dozen jobs
+// of a layer follow each other without a system call and an idle server uses no CPU. A worker whose core runs another
+// program is waited for only once it has begun. A forked child has no workers: there the pool runs alone, and lets go of
+// what it cannot join.
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -336,11 +336,13 @@ int Matrix::fill(const Rows& src, ThreadPool& pool) {
   const size_t src_panel = row_bytes(stored_, view_.cols) * kPanelRows;
   const int group = std::clamp((int)(kReadBytes / src_panel), 1, std::max(1, view_.panels / pool.size()));
   std::vector<Pages> buffers((size_t)pool.size());
-  std::atomic<int> code{0};
-  pool.parallel_for((view_.panels + group - 1) / group, [&](int index, int thread) {
-    if (code) return;
-    const int failed = fill_group(src, index * group, std::min(index * group + group, view_.panels), buffers[(size_t)thread]);
-    if (failed) code = failed;
+  std::atomic<int> next{0}, code{0};
+  // In the order of the file, of which what comes next is asked for.
+  pool.parallel_for(pool.size(), [&](int, int thread) {
+    for (int first; !code && (first = group * next++) < view_.panels;) {
+      const int failed = fill_group(src, first, std::min(first + group, view_.panels), buffers[(size_t)thread]);
+      if (failed) code = failed;
+    }
   });
   settle(code);
   return code;
