@@ -39,41 +39,41 @@ int count_forks() {
 }
 }  // namespace
 
-// A job's number, how many workers are at it and whether it is closed are one word. Who comes when all is taken, since the
-// system ran something else on its core, finds it closed, does not join and is not waited for.
 struct ThreadPool::Crew {
-  static constexpr int kNumber = 44;
-  static constexpr uint64_t kWorker = (uint64_t)1 << 32, kClosed = 1;
+  // A job is offered to each worker by itself; who comes when all is taken, since the system ran something else on its core,
+  // finds the offer withdrawn, does not join and is not waited for.
+  enum class Turn { Over, Offered, Joined };
 
-  // What one thread is to do of a job. Neighbours lie side by side in memory, so each has a stretch of its own; one cache
-  // line, since between two dies every line that changes hands costs a fifth of a microsecond.
+  // What one thread is to do of a job. One cache line: between two dies each that changes hands costs a fifth of a
+  // microsecond. The stretch is of indices nobody has taken yet: their end, and in the lower half their begin.
   struct alignas(64) Place {
-    std::atomic<uint64_t> stretch{0};  // of indices nobody has taken yet: the end, and in the lower half the begin
-    Call call = nullptr;               // the rest is read only by who is at the job
+    std::atomic<Turn> turn{Turn::Over};
+    std::atomic<uint64_t> stretch{0};
+    Call call = nullptr;  // this and the rest are a worker's to read while it has joined
     const void* context = nullptr;
     Pieces next;
   };
+  static_assert(sizeof(Place) == 64, "one cache line");
 
   std::vector<std::thread> workers;
-  const std::unique_ptr<Place[]> places;
+  const std::unique_ptr<Place[]> places;  // the caller's is the first
   const int num_threads;
-  alignas(64) std::atomic<uint64_t> job{0};  // 20 bits of its number, 12 of workers at it, 32 of which one is kClosed
-  alignas(64) std::atomic<bool> is_any_asleep{false};
-  std::atomic<bool> stop{false};
+  std::atomic<bool> is_any_asleep{false}, stop{false};
   std::mutex mutex;
   std::condition_variable wake;
 
   explicit Crew(int num_threads) : places(new Place[(size_t)num_threads]), num_threads(num_threads) {}
 
-  static bool has_workers(uint64_t job) { return (job >> 32 & 0xfff) != 0; }
   static uint64_t stretch(int begin, int end) { return (uint64_t)end << 32 | (uint32_t)begin; }
   static int begin(uint64_t stretch) { return (int)(uint32_t)stretch; }
   static int end(uint64_t stretch) { return (int)(stretch >> 32); }
   int first(int count, int thread) const { return (int)((int64_t)count * thread / num_threads); }
+  static bool is_offered(const Place& place) { return place.turn.load(std::memory_order_acquire) == Turn::Offered; }
 
-  void open_next_job() {
-    job.store(((job.load(std::memory_order_relaxed) >> kNumber) + 1) << kNumber);
-    if (!is_any_asleep.load()) return;
+  void offer() {
+    for (int t = 1; t < num_threads; ++t) places[(size_t)t].turn.store(Turn::Offered, std::memory_order_release);
+    std::atomic_thread_fence(std::memory_order_seq_cst);  // either a worker sees the offer, or this that it sleeps
+    if (!is_any_asleep.load(std::memory_order_relaxed)) return;
     {
       std::lock_guard<std::mutex> lock(mutex);
       is_any_asleep = false;
@@ -104,56 +104,53 @@ struct ThreadPool::Crew {
     return false;
   }
 
-  void work_off(int thread) {
-    const Place& place = places[(size_t)thread];
-    for (int i; (i = take(thread)) >= 0;) place.call(place.context, i, thread);
-  }
-
-  uint64_t number() const { return job.load() >> kNumber; }
-
-  // Asks, until the job after `done` is there, for what this thread has of it.
-  void ask_for(const Pieces& pieces, int thread, uint64_t done) const {
+  // Asks, until a job is offered, for what this thread has of it.
+  void ask_for(const Pieces& pieces, int thread) const {
     const uint8_t* p = pieces.data + (size_t)first(pieces.count, thread) * pieces.bytes;
     const uint8_t* end = pieces.data + (size_t)first(pieces.count, thread + 1) * pieces.bytes;
-    for (end = std::min(end, p + kAskBytes); p < end && number() == done; p += 64) __builtin_prefetch(p, 0, 2);
+    for (end = std::min(end, p + kAskBytes); p < end && !is_offered(places[(size_t)thread]); p += 64) __builtin_prefetch(p, 0, 2);
   }
 
   void work(int thread) {
-    for (uint64_t done = 0;;) {
-      for (int spin = 0; spin < kSpins && number() == done; ++spin) relax();
-      if (number() == done) {
+    Place& place = places[(size_t)thread];
+    for (;;) {
+      for (int spin = 0; spin < kSpins && !is_offered(place); ++spin) relax();
+      if (!is_offered(place)) {
         std::unique_lock<std::mutex> lock(mutex);
-        while (number() == done) {
-          is_any_asleep = true;
-          if (number() == done) wake.wait(lock);
+        while (!is_offered(place)) {
+          is_any_asleep.store(true, std::memory_order_relaxed);
+          std::atomic_thread_fence(std::memory_order_seq_cst);
+          if (!is_offered(place)) wake.wait(lock);
         }
       }
       if (stop) return;
-      uint64_t seen = job.load(std::memory_order_acquire);
-      while (!(seen & kClosed) && !job.compare_exchange_weak(seen, seen + kWorker, std::memory_order_acquire)) continue;
-      done = seen >> kNumber;
-      if (seen & kClosed) continue;
-      work_off(thread);
-      const Pieces pieces = places[(size_t)thread].next;
-      job.fetch_sub(kWorker, std::memory_order_release);
-      ask_for(pieces, thread, done);
+      Turn offered = Turn::Offered;
+      if (!place.turn.compare_exchange_strong(offered, Turn::Joined, std::memory_order_acquire)) continue;
+      for (int i; (i = take(thread)) >= 0;) place.call(place.context, i, thread);
+      const Pieces pieces = place.next;
+      place.turn.store(Turn::Over, std::memory_order_release);
+      ask_for(pieces, thread);
     }
   }
 
   void run(Call call, const void* context, int count, const Pieces& next) {
     for (int t = 0; t < num_threads; ++t) {
       Place& place = places[(size_t)t];
+      place.stretch.store(stretch(first(count, t), first(count, t + 1)), std::memory_order_relaxed);
       place.call = call;
       place.context = context;
       place.next = next;
-      place.stretch.store(stretch(first(count, t), first(count, t + 1)), std::memory_order_relaxed);
     }
-    open_next_job();
-    work_off(0);
-    job.fetch_or(kClosed, std::memory_order_relaxed);
-    for (int spin = 0; has_workers(job.load(std::memory_order_acquire)); ++spin) {
-      if (spin < kSpins) relax();
-      else std::this_thread::yield();
+    offer();
+    for (int i; (i = take(0)) >= 0;) call(context, i, 0);
+    for (int t = 1; t < num_threads; ++t) {
+      std::atomic<Turn>& turn = places[(size_t)t].turn;
+      Turn offered = Turn::Offered;
+      if (turn.compare_exchange_strong(offered, Turn::Over, std::memory_order_acquire)) continue;
+      for (int spin = 0; turn.load(std::memory_order_acquire) != Turn::Over; ++spin) {
+        if (spin < kSpins) relax();
+        else std::this_thread::yield();
+      }
     }
   }
 };
@@ -169,7 +166,7 @@ ThreadPool::~ThreadPool() {
     return;
   }
   crew_->stop = true;
-  crew_->open_next_job();
+  crew_->offer();
   for (auto& worker : crew_->workers) worker.join();
 }
 
