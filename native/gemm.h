@@ -176,6 +176,10 @@ void gemm_panels(const PackedMatrix& w, int first, int count, const ActView& x, 
                  uint8_t* scratch) {
   const uint8_t* p = w.data + (size_t)first * w.panel_bytes;
   const size_t panel = (size_t)rows * kPanelRows;
+  if (count > 1 && rows < kGroupRows) {
+    for (int i = 0; i < count; ++i) gemm_panels(w, first + i, 1, x, row_begin, rows, c + i * panel, scratch);
+    return;
+  }
   memset(c, 0, sizeof(float) * panel * (size_t)count);
   if (w.type == QuantType::F32 || w.type == QuantType::F16 || w.type == QuantType::BF16) {
     const int step = kFloatColumns * kPanelRows * float_bytes(w.type);

@@ -110,14 +110,16 @@ struct FullHeads {
   int16_t* v;          // [num_heads][capacity / 64][ceil(head_dim / 32)][32][2][16][2]: key pairs, halves, dims, pair
   float* v_scale;      // [num_heads][capacity / 64][ceil(head_dim / 32) * 32]
 };
+constexpr int kGroupRows = 64;  // from here on reading the activations counts for more than reading the weights
 constexpr int kFullRows = 48;  // query rows that go over the keys together
 
 struct KernelTable {
   const char* name;
 
   // c[i][t][r] = sum over columns of W[(first + i) * 32 + r] * x[row_begin + t], f32 [count][num_rows][32].
-  // Integer dots are exact; float steps per chunk as the formats intend. Panels take turns at each chunk, so that its
-  // activations come from L2 for all but the first. scratch: kGemmScratch bytes.
+  // Integer dots are exact; float steps per chunk as the formats intend. Of kGroupRows rows and more panels take turns at
+  // each chunk, so that its activations come from L2 for all but the first; of fewer each is read in one go, since a core
+  // reads on by itself what lies side by side, and begins anew at a jump. scratch: kGemmScratch bytes.
   void (*gemm_panels)(const PackedMatrix& w, int first, int count, const ActView& x, int row_begin, int num_rows,
                       float* c, uint8_t* scratch);
 

@@ -13,8 +13,8 @@ namespace autoglm {
 
 // Rows handled per visit of a weight panel, at most: activations of a chunk and the panels' accumulators stay in L2.
 constexpr int kRowBlock = 516;  // a multiple of every tile's rows
-// Panels that take turns at a chunk of so many rows: fewer readings of the activations, longer pieces of a row written.
-constexpr int kPanelGroup = 8, kGroupRows = 64;
+// Panels a piece of work takes of kGroupRows rows or more: fewer readings of the activations, longer pieces of a row written.
+constexpr int kPanelGroup = 8;
 // Rows a step that is run in slices does between two looks at the clock, at most: several blocks share one loop.
 constexpr int kSliceRows = 4 * kRowBlock;
 
@@ -248,21 +248,14 @@ struct Program::GatedMlp : Op {
     const int chunks = result->chunks();
     p.parallel_for(blocks.blocks * chunks, [&](int i, int thread) {
       const int begin = blocks.begin(i / chunks), n = blocks.rows(i / chunks), chunk = i % chunks;
-      const bool many = n >= kGroupRows;
-      const int size = n * kPanelRows, group = many ? kPanelGroup / 2 : per_chunk;
+      const int size = n * kPanelRows, group = n >= kGroupRows ? kPanelGroup / 2 : per_chunk;
       uint8_t* scratch = p.scratch(thread);
       float *g = (float*)(scratch + kGemmScratch), *u = g + group * size, *h = u + group * size;
-      // Of few rows one panel after the other: a core reads on by itself what lies side by side, and begins anew at a jump.
-      const auto product = [&](const PackedMatrix& w, int panel, int count, float* c) {
-        const int together = many ? count : 1;
-        for (int j = 0; j < count; j += together)
-          p.kernels_.gemm_panels(w, panel + j, together, in, begin, n, c + j * size, scratch);
-      };
       const int last = std::min(gate->view().panels, (chunk + 1) * per_chunk);
       for (int panel = chunk * per_chunk; panel < last; panel += group) {
         const int count = std::min(group, last - panel);
-        product(gate->view(), panel, count, g);
-        product(up->view(), panel, count, u);
+        p.kernels_.gemm_panels(gate->view(), panel, count, in, begin, n, g, scratch);
+        p.kernels_.gemm_panels(up->view(), panel, count, in, begin, n, u, scratch);
         for (int j = 0; j < count; ++j)
           for (int t = 0; t < n; ++t)
             p.kernels_.silu_mul(g + j * size + t * kPanelRows, u + j * size + t * kPanelRows, kPanelRows,
