@@ -16,11 +16,10 @@ attention does not mind. It runs with flash attention, its default, and a cache 
 from __future__ import annotations
 
 import sys
-import time
 from typing import Any
 
 import numpy as np
-from engine_worker import CHUNK, Autoglm, LlamaCpp, memory, prefill, serve
+from engine_worker import CHUNK, Autoglm, LlamaCpp, memory, prefill, run, serve
 
 STREAM_TOKENS, STREAM_ROOM = 240, 256  # llama.cpp rounds a stream's room up to 256
 MAX_STREAMS = 64
@@ -122,11 +121,8 @@ class GrowingLlamaCpp(LlamaCpp):
 
 def timed_steps(engine: GrowingAutoglm | GrowingLlamaCpp, num_streams: int, start: int) -> list[float]:
     """Seconds of each of STEPS decode steps."""
-    token_ids, seconds = np.full((num_streams, 1), 100, np.int32), []
-    for i in range(STEPS):
-        begin = time.perf_counter()
-        engine.forward(token_ids + i, start + i)
-        seconds.append(time.perf_counter() - begin)
+    token_ids = np.full((num_streams, 1), 100, np.int32)
+    seconds = [run(engine, token_ids + i, start + i, 1)[1] for i in range(STEPS)]
     return seconds[1:]  # the first one after something else finds cold caches and sleeping threads
 
 
@@ -136,9 +132,7 @@ def answer(engine: GrowingAutoglm | GrowingLlamaCpp, request: dict[str, Any]) ->
     for _ in range(request["repeats"]):
         if request["op"] == "depth":
             streams, start = 1, engine.at_depth(request["context"])
-            begin = time.perf_counter()
-            engine.forward(chunk, start)
-            reply["prefill_s"].append(time.perf_counter() - begin)
+            reply["prefill_s"].append(run(engine, chunk, start, CHUNK)[1])
             start += CHUNK
         else:
             streams = request["streams"]

@@ -254,7 +254,6 @@ struct PyProgram {
     std::optional<Floats2> embeddings;
   };
   std::optional<Inputs> inputs;
-  int num_logits = 0;
 
   void start(Ints token_ids, Ints2 positions, Ints slots, Ints cu, Ints context, Ints2 tables_, Ints logits,
              std::optional<Ints> limits, std::optional<Floats2> embeddings) {
@@ -289,7 +288,6 @@ struct PyProgram {
       for (const auto& matrix : unread) matrix->wait();
     });
     unread.clear();
-    num_logits = s.num_logits;
     inputs.emplace(Inputs{token_ids, slots, cu, context, logits, positions, tables_, limits, embeddings});
     nb::gil_scoped_release release;
     std::lock_guard<std::mutex> lock(runtime->in_use);
@@ -303,9 +301,9 @@ struct PyProgram {
     return program.advance(seconds);
   }
 
-  nb::ndarray<nb::numpy, float> result() {
-    require(inputs.has_value(), "no step was started");
-    const size_t dims[2] = {(size_t)num_logits, (size_t)program.result_width()};
+  nb::ndarray<nb::numpy, float> result(int rows) {
+    require(program.result_width() > 0, "the program has no result");
+    const size_t dims[2] = {(size_t)rows, (size_t)program.result_width()};
     return nb::ndarray<nb::numpy, float>((void*)program.result_rows(), 2, dims, nb::find(this));
   }
 
@@ -313,7 +311,7 @@ struct PyProgram {
                                     std::optional<Ints> limits, std::optional<Floats2> embeddings) {
     start(token_ids, positions, slots, cu, context, tables_, logits, limits, embeddings);
     advance(INFINITY);
-    return result();
+    return result((int)inputs->logits.size());
   }
 
   nb::ndarray<nb::numpy, float> view(int i) {
@@ -466,7 +464,8 @@ NB_MODULE(_native, m) {
            "cu_seqlens_q"_a.noconvert(), "context_lens"_a.noconvert(), "block_tables"_a.noconvert(), "logits_rows"_a.noconvert(),
            "limits"_a.noconvert() = nb::none(), "embeddings"_a.noconvert() = nb::none())
       .def("advance", &PyProgram::advance, "seconds"_a, "Go on with the started step for about so long; whether it is done.")
-      .def("result_rows", &PyProgram::result, "The rows of a step that is done; valid until the next start.")
+      .def("result_rows", [](PyProgram& p) { return p.result(p.program.max_tokens()); },
+           "Where a step that is done has its rows, the first of f32 [max_tokens, width], until the next start: shared memory.")
       .def("set_profiling", [](PyProgram& p, bool on) { p.program.set_profiling(on); }, "on"_a)
       .def("profile", [](const PyProgram& p) { return p.program.profile(); },
            "One entry an operation, in order, summed since profiling was switched on; the first, 'plan', is start().")

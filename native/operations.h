@@ -12,7 +12,7 @@
 namespace autoglm {
 
 // Rows handled per visit of a weight panel, at most: activations of a chunk and the panels' accumulators stay in L2.
-constexpr int kRowBlock = 516;  // a multiple of every tile's rows
+constexpr int kRowBlock = 258;  // a multiple of every tile's rows
 // Panels a piece of work takes of kGroupRows rows or more: fewer readings of the activations, longer pieces of a row written.
 constexpr int kPanelGroup = 8;
 // Rows a step that is run in slices does between two looks at the clock, at most: several blocks share one loop.

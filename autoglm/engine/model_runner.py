@@ -100,6 +100,7 @@ class CpuModelRunner:
         self.kv_bytes = self._cache.nbytes
         self.reader = WeightReader(gguf, self.runtime, progress, in_floats=in_floats)
         self._program = build_text_program(self.runtime, self.reader, model, self._cache, config.token_budget)
+        self._logits = self._program.result_rows()[:, : self.vocab_size]
         if in_background:
             self._program.populate_in_background(_FIRST_PROMPT_TOKENS)
         else:
@@ -119,7 +120,7 @@ class CpuModelRunner:
         """One step; see ModelRunner."""
         self.start(batch)
         self._program.advance(math.inf)
-        return self._program.result_rows()[:, : self.vocab_size]
+        return self._logits[: batch.logits_rows.size]
 
     def start(self, batch: Batch) -> None:
         """Begin a step; see ModelRunner."""

@@ -219,7 +219,9 @@ class Program:
         """Go on with the started step for about so long; whether it is done."""
 
     def result_rows(self) -> NDArray[numpy.float32]:
-        """The rows of a step that is done; valid until the next start."""
+        """
+        Where a step that is done has its rows, the first of f32 [max_tokens, width], until the next start: shared memory.
+        """
 
     def set_profiling(self, on: bool) -> None: ...
 
