@@ -80,9 +80,9 @@ struct Program::Op {
   virtual void run(Program& p, const Step& step, int begin, int end) = 0;
   // Of a whole step, run in one piece; nothing where neither weights nor the cache are read.
   virtual Work work(const Program&, const Step&) const { return {}; }
-  // The weights its threads share out in a step of few rows, and the next operation that has some.
+  // The weights its threads share out in a step of few rows, and those of the next operation that has some.
   virtual ThreadPool::Pieces pieces() const { return {}; }
-  const Op* next_reader = nullptr;
+  ThreadPool::Pieces next;
 };
 
 struct Program::Embed : Op {

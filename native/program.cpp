@@ -344,11 +344,11 @@ void Program::gather(int x, int out) {
 void Program::result(int x) {
   at(x);
   result_ = x;
-  const Op* reader = nullptr;
+  ThreadPool::Pieces next;
   for (int round = 0; round < 2; ++round)  // behind the last comes the next step's first
     for (size_t i = ops_.size(); i-- > 0;) {
-      ops_[i]->next_reader = reader;
-      if (ops_[i]->pieces().count) reader = ops_[i].get();
+      ops_[i]->next = next;
+      if (const ThreadPool::Pieces own = ops_[i]->pieces(); own.count) next = own;
     }
 }
 
@@ -495,8 +495,7 @@ int Program::first_slice() const {
 
 // What the threads read after the operation that runs, in a step of so few rows that reading is what takes time.
 ThreadPool::Pieces Program::next_pieces() const {
-  const Op* reader = ops_[next_op_]->next_reader;
-  return reader && step_.num_tokens < kGroupRows ? reader->pieces() : ThreadPool::Pieces{};
+  return step_.num_tokens < kGroupRows ? ops_[next_op_]->next : ThreadPool::Pieces{};
 }
 
 bool Program::advance(double seconds) {
