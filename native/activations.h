@@ -174,13 +174,14 @@ inline vf vf_exp2_down(vf x) {
   return vf_scale2(vf_fma(p, r, vf_set1(1.0f)), n);
 }
 
-void silu_mul(const float* gate, const float* up, int n, float* dst) {
+void silu_mul(const float* gate, const float* up, int rows, float* dst, int stride) {
   const vf one = vf_set1(1.0f);
-  for (int i = 0; i < n; i += 16) {
-    const vf g = vf_load(gate + i);
-    const vf e = vf_exp(vf_sub(vf_zero(), g));
-    vf_store(dst + i, vf_mul(vf_div(g, vf_add(one, e)), vf_load(up + i)));
-  }
+  for (int r = 0; r < rows; ++r, dst += stride)
+    for (int i = 0; i < kPanelRows; i += 16, gate += 16, up += 16) {
+      const vf g = vf_load(gate);
+      const vf e = vf_exp(vf_sub(vf_zero(), g));
+      vf_store(dst + i, vf_mul(vf_div(g, vf_add(one, e)), vf_load(up)));
+    }
 }
 
 void rotate(const float* cs, int half, bool interleaved, float scale, int n, float* x) {

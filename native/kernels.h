@@ -133,8 +133,8 @@ struct KernelTable {
   void (*layer_norm)(const float* src, const float* weight, const float* bias, float eps, int n, float* dst);
   // dst += src
   void (*add)(float* dst, const float* src, int n);
-  // dst = silu(gate) * up; all [n], n a multiple of 16
-  void (*silu_mul)(const float* gate, const float* up, int n, float* dst);
+  // dst = silu(gate) * up, of a panel's [rows][32] each; rows of dst are `stride` floats apart
+  void (*silu_mul)(const float* gate, const float* up, int rows, float* dst, int stride);
 
   // dst = x (1 + erf(x / sqrt 2)) / 2, the exact GELU; n a multiple of 16, in place allowed
   void (*gelu)(const float* x, int n, float* dst);

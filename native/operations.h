@@ -257,9 +257,7 @@ struct Program::GatedMlp : Op {
         p.kernels_.gemm_panels(gate->view(), panel, count, in, begin, n, g, scratch);
         p.kernels_.gemm_panels(up->view(), panel, count, in, begin, n, u, scratch);
         for (int j = 0; j < count; ++j)
-          for (int t = 0; t < n; ++t)
-            p.kernels_.silu_mul(g + j * size + t * kPanelRows, u + j * size + t * kPanelRows, kPanelRows,
-                                h + t * kChunk + (panel + j) % per_chunk * kPanelRows);
+          p.kernels_.silu_mul(g + j * size, u + j * size, n, h + (panel + j) % per_chunk * kPanelRows, kChunk);
       }
       for (int t = 0; t < n; ++t) p.kernels_.quantize_chunk(h + t * kChunk, chunk, out, begin + t);
     });
