@@ -45,12 +45,12 @@ def test_streams_are_apart(growth_worker: ModuleType, tiny_glm4: TinyModel) -> N
     prompts, steps = tokens(3, 20), tokens(3, 2)
     engine.open(3, 40, False, False)
     engine_worker.prefill(engine, prompts)
-    together = np.array(engine_worker.decode(engine, steps, 20))
+    together = np.array(engine_worker.run(engine, steps, 20, 1)[0])
     for stream in range(3):
         engine.open(1, 40, False, False)
         engine_worker.prefill(engine, prompts[stream : stream + 1])
-        alone = engine_worker.decode(engine, steps[stream : stream + 1], 20)[0]
-        np.testing.assert_array_equal(together[stream], alone)
+        alone, _ = engine_worker.run(engine, steps[stream : stream + 1], 20, 1)
+        np.testing.assert_array_equal(together[stream], alone[0])
     assert not np.array_equal(together[0], together[1])
 
 
@@ -58,12 +58,16 @@ def test_a_filled_context_is_read_to_its_end(growth_worker: ModuleType, tiny_glm
     """What is filled in has a place of its own for every token, is finite, and is all attended to."""
     engine = growth_worker.GrowingAutoglm(str(tiny_glm4.path), 1, 2048)
     assert engine.at_depth(2048) == 2048 - growth_worker.CHUNK
-    shallow, deep = (np.array(engine.forward(tokens(1, 1), start)) for start in (511, 2000))
+
+    def logits(start: int) -> np.ndarray:
+        return np.array(growth_worker.run(engine, tokens(1, 1), start, 1)[0])
+
+    shallow, deep = logits(511), logits(2000)
     assert np.isfinite(deep).all()
     engine.filled = 512  # from there on other keys and values
     engine.fill(2048)
-    np.testing.assert_array_equal(shallow, engine.forward(tokens(1, 1), 511))
-    assert not np.array_equal(deep, engine.forward(tokens(1, 1), 2000))
+    np.testing.assert_array_equal(shallow, logits(511))
+    assert not np.array_equal(deep, logits(2000))
     few = growth_worker.answer(engine, {"op": "streams", "streams": 2, "repeats": 1})
     assert len(few["decode_s"]) == growth_worker.STEPS - 1
     assert few["kv_token_bytes"] * engine.runner.num_blocks * 16 == engine.runner.kv_bytes
