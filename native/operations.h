@@ -16,7 +16,7 @@ constexpr int kRowBlock = 258;  // a multiple of every tile's rows
 // Panels a piece of work takes of kGroupRows rows or more: fewer readings of the activations, longer pieces of a row written.
 constexpr int kPanelGroup = 8;
 // Rows a step that is run in slices does between two looks at the clock, at most: several blocks share one loop.
-constexpr int kSliceRows = 4 * kRowBlock;
+constexpr int kSliceRows = 8 * kRowBlock;
 
 constexpr int kStoreAhead = 8;  // rows
 
