@@ -32,7 +32,6 @@ inline void hadamard(const float* y, int n, int power, float* x) {
       }
 }
 
-constexpr Lane kScoreLane = kQ8Unsigned ? Lane::Bytes : Lane::Q8;
 constexpr float kValueSteps = 2047.0f, kWeightBits = 14.0f;  // 64 * 2^14 * 2047 < 2^31
 
 // Dims of a head's values as they lie packed: whole panels.
@@ -127,8 +126,8 @@ struct RunScores {
         for (int g = 0; g < kTileR; ++g) d[t][g] = start;
       }
       int c = 0;
-      for (; c + 32 <= dim; c += 32) block_dots<T, kTileR, kScoreLane, 8>(w + c * kPanelRows, q, c, d);
-      for (; c < dim; c += 16) block_dots<T, kTileR, kScoreLane, 4>(w + c * kPanelRows, q, c, d);
+      for (; c + 32 <= dim; c += 32) block_dots<T, kTileR, kQ8Lane, 8>(w + c * kPanelRows, q, c, d);
+      for (; c < dim; c += 16) block_dots<T, kTileR, kQ8Lane, 4>(w + c * kPanelRows, q, c, d);
       for (int t = 0; t < T; ++t)
         for (int g = 0; g < kTileR; ++g) {
           const vf scale = vf_mul(vf_load(H.k_scale + key + 16 * (half + g)), vf_set1(H.q_scale[row + t0 + t]));

@@ -30,10 +30,11 @@ inline void for_tiles(int rows, const F& f) {
   });
 }
 
+template <int Bits>
 struct RunK32 {
   const Scratch& s; const int8_t* q; const ActMetaK* meta; float* c;
   template <int T> void run(int t0) const {
-    AUTOGLM_HALVES product_k32<T, kTileR>(s, half, q + t0 * kChunk, meta + t0, c + t0 * kPanelRows);
+    AUTOGLM_HALVES product_k32<T, kTileR, Bits>(s, half, q + t0 * kChunk, meta + t0, c + t0 * kPanelRows);
   }
 };
 struct RunK16 {
@@ -42,12 +43,11 @@ struct RunK16 {
     AUTOGLM_HALVES product_k16<T, kTileR>(s, half, q + t0 * kChunk, meta + t0, c + t0 * kPanelRows);
   }
 };
-template <int Offset, bool HasMin, bool Signed>
+template <int Offset, bool HasMin, int Bits>
 struct RunB32 {
   const Scratch& s; int blocks; const int8_t* q; const ActMetaB* meta; float* c;
   template <int T> void run(int t0) const {
-    AUTOGLM_HALVES product_b32<T, kTileR, Offset, HasMin, Signed>(s, half, blocks, q + t0 * kChunk, meta + t0,
-                                                                 c + t0 * kPanelRows);
+    AUTOGLM_HALVES product_b32<T, kTileR, Offset, HasMin, Bits>(s, half, blocks, q + t0 * kChunk, meta + t0, c + t0 * kPanelRows);
   }
 };
 struct RunI16 {
@@ -147,16 +147,18 @@ void few_rows_chunk(QuantType type, const uint8_t* p, int blocks, const ActView&
 template <int Offset, bool HasMin, bool HasPlane>
 void legacy_chunk(const uint8_t* p, int blocks, const Scratch& s, const ActView& x, size_t at, int rows, float* c) {
   unpack_b32<HasMin, HasPlane>(p, blocks, s);
-  for_tiles(rows, RunB32<Offset, HasMin, false>{s, blocks, x.qb + at * kChunk, x.meta_b + at, c});
+  for_tiles(rows, RunB32<Offset, HasMin, HasPlane ? 5 : 4>{s, blocks, x.qb + at * kChunk, x.meta_b + at, c});
 }
 
 void many_rows_chunk(QuantType type, const uint8_t* p, int blocks, const Scratch& s, const ActView& x, size_t at,
                      int rows, float* c) {
   switch (type) {
-    case QuantType::Q4_K: case QuantType::Q5_K:
-      if (type == QuantType::Q4_K) unpack_q4_k(p, s);
-      else unpack_q5_k(p, s);
-      return for_tiles(rows, RunK32{s, x.qk + at * kChunk, x.meta_k + at, c});
+    case QuantType::Q4_K:
+      unpack_q4_k(p, s);
+      return for_tiles(rows, RunK32<4>{s, x.qk + at * kChunk, x.meta_k + at, c});
+    case QuantType::Q5_K:
+      unpack_q5_k(p, s);
+      return for_tiles(rows, RunK32<5>{s, x.qk + at * kChunk, x.meta_k + at, c});
     case QuantType::Q6_K:
       unpack_q6_k(p, s);
       return for_tiles(rows, RunK16{s, x.qk + at * kChunk, x.meta_k + at, c});
@@ -168,7 +170,7 @@ void many_rows_chunk(QuantType type, const uint8_t* p, int blocks, const Scratch
     case QuantType::Q5_1: return legacy_chunk<-1, true, true>(p, blocks, s, x, at, rows, c);
     default:
       unpack_q8_0(p, blocks, s);
-      for_tiles(rows, RunB32<(kQ8Unsigned ? 7 : -1), false, !kQ8Unsigned>{s, blocks, x.qb + at * kChunk, x.meta_b + at, c});
+      for_tiles(rows, RunB32<(kQ8Unsigned ? 7 : -1), false, 8>{s, blocks, x.qb + at * kChunk, x.meta_b + at, c});
   }
 }
 

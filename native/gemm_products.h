@@ -3,11 +3,14 @@
 
 namespace {
 
-// What four bytes of a lane are: unsigned bytes, Q8_0's form on this instruction set, or two 16-bit numbers.
-enum class Lane { Bytes, Q8, Pairs };
+// What four bytes of a lane are: unsigned bytes, Q8_0's form on this instruction set, or two 16-bit numbers. Narrow: bytes
+// whose products are summed in 16 bits.
+enum class Lane { Bytes, Narrow, Q8, Pairs };
+constexpr Lane kQ8Lane = kQ8Unsigned ? Lane::Bytes : Lane::Q8;
 
-template <Lane L>
-AUTOGLM_INLINE vi dot_lane(vi acc, vb w, Quad a) {
+template <Lane L, class Sums>
+AUTOGLM_INLINE Sums dot_lane(Sums acc, vb w, Quad a) {
+  if constexpr (L == Lane::Narrow) return dot4_narrow(acc, w, a);
   return L == Lane::Bytes ? dot4(acc, w, a) : L == Lane::Q8 ? dot4_q8(acc, w, a) : dot2(acc, w, a);
 }
 
@@ -34,6 +37,23 @@ AUTOGLM_INLINE void block_dots(const uint8_t* w, const int8_t* const (&q)[T], in
     _Pragma("GCC unroll 2")                 \
     for (int g = 0; g < R; ++g) { body; }
 
+// The same with weights of so many bits, of whose products 16-bit sums hold 2^(7 - Bits) quads: 2 * (2^Bits - 1) * 128 a quad.
+template <int T, int R, int Bits, int Quads>
+AUTOGLM_INLINE void narrow_dots(const uint8_t* w, const int8_t* const (&q)[T], int offset, vi (&d)[T][R]) {
+  if constexpr (kNarrowSums) {
+    constexpr int run = 1 << (7 - Bits);
+#pragma GCC unroll 2
+    for (int k = 0; k < Quads; k += run) {
+      vi sums[T][R];
+      AUTOGLM_TILE(sums[t][g] = vi_zero())
+      block_dots<T, R, Lane::Narrow, run>(w + k * kQuadBytes, q, offset + 4 * k, sums);
+      AUTOGLM_TILE(d[t][g] = widen_sums(d[t][g], sums[t][g]))
+    }
+  } else {
+    block_dots<T, R, Lane::Bytes, Quads>(w, q, offset, d);
+  }
+}
+
 // Asks for an eighth of what the next T rows of the activation have in a chunk, while block b of this tile's is multiplied:
 // the first cache is full of weights, and rows come from the second (one core of Zen 4, 512 rows: Q4_K 174 to 181
 // GMAC/s, Q8_0 169 to 174).
@@ -48,7 +68,7 @@ AUTOGLM_INLINE void ask_next_rows(const Q* q, const Meta* meta, int b) {
 }
 
 // Q4_K and Q5_K: c += scale_x * (sum_b d_b * dot_b - dmin * sum_b m_b * sum32_b)
-template <int T, int R>
+template <int T, int R, int Bits>
 inline void product_k32(const Scratch& s, int half, const int8_t* qx, const ActMetaK* meta, float* c) {
   const int8_t* q[T];
   vf acc[T][R];
@@ -59,7 +79,7 @@ inline void product_k32(const Scratch& s, int half, const int8_t* qx, const ActM
     AUTOGLM_TILE(d[t][g] = vi_zero())
     s.ahead->ask();
     if (half == 0) ask_next_rows<T>(qx, meta, b);
-    block_dots<T, R, Lane::Bytes, 8>(s.w + b * kBlockBytes + half * kVec, q, 32 * b, d);
+    narrow_dots<T, R, Bits, 8>(s.w + b * kBlockBytes + half * kVec, q, 32 * b, d);
     AUTOGLM_TILE(acc[t][g] = vf_fma(vf_from_int(d[t][g]), vf_load(s.scale + 32 * b + 16 * (half + g)), acc[t][g]))
   }
   vi m[T][R];
@@ -88,7 +108,7 @@ inline void product_k16(const Scratch& s, int half, const int8_t* qx, const ActM
     }
     s.ahead->ask();
     if (half == 0 && j % 2 == 0) ask_next_rows<T>(qx, meta, j / 2);
-    block_dots<T, R, Lane::Bytes, 4>(s.w + j * (kBlockBytes / 2) + half * kVec, q, 16 * j, d);
+    narrow_dots<T, R, 6, 4>(s.w + j * (kBlockBytes / 2) + half * kVec, q, 16 * j, d);
     AUTOGLM_TILE(acc[t][g] = vf_fma(vf_from_int(d[t][g]), vf_load(s.scale + 32 * j + 16 * (half + g)), acc[t][g]))
   }
   AUTOGLM_TILE({
@@ -99,7 +119,7 @@ inline void product_k16(const Scratch& s, int half, const int8_t* qx, const ActM
 
 // Types with a scale per 32 columns on both sides. Offset: log2 of the constant a weight is raised by,
 // or -1 for none. HasMin: Q4_1, Q5_1. c += sum_b d_b * (scale_x_b * dot_b) + m_b * scaled_sum_b
-template <int T, int R, int Offset, bool HasMin, bool Signed>
+template <int T, int R, int Offset, bool HasMin, int Bits>
 inline void product_b32(const Scratch& s, int half, int blocks, const int8_t* qx, const ActMetaB* meta, float* c) {
   const int8_t* q[T];
   vf acc[T][R];
@@ -113,7 +133,9 @@ inline void product_b32(const Scratch& s, int half, int blocks, const int8_t* qx
     }
     s.ahead->ask();
     if (half == 0) ask_next_rows<T>(qx, meta, b);
-    block_dots<T, R, Signed ? Lane::Q8 : Lane::Bytes, 8>(s.w + b * kBlockBytes + half * kVec, q, 32 * b, d);
+    const uint8_t* w = s.w + b * kBlockBytes + half * kVec;
+    if constexpr (Bits < 8) narrow_dots<T, R, Bits, 8>(w, q, 32 * b, d);
+    else block_dots<T, R, kQ8Lane, 8>(w, q, 32 * b, d);
     AUTOGLM_TILE({
       const vf x = vf_mul(vf_from_int(d[t][g]), vf_set1(meta[t].scale[b]));
       acc[t][g] = vf_fma(x, vf_load(s.scale + 32 * b + 16 * (half + g)), acc[t][g]);

@@ -15,6 +15,7 @@ constexpr int kUnaskedRows = 0;  // rows that a core which reads ahead by itself
 constexpr int kScoreRows = 2;   // query rows whose scores against two blocks of keys are summed together
 constexpr int kValueVectors = 1;  // of 16 dims, for four rows: what the registers hold
 constexpr bool kFullBytes = false;  // vpmaddubsw would saturate: dot4 takes weights up to 127
+constexpr bool kNarrowSums = true;  // products of four bytes may be summed in 16 bits first, see dot4_narrow
 constexpr bool kQ8Unsigned = false;  // vpmaddubsw would saturate on 255 * 127 * 2: keep the sign instead
 constexpr const char* kIsaName = "avx2";
 
@@ -122,17 +123,35 @@ inline Quad quad_load(const int8_t* p) {
   __builtin_memcpy(&x, p, 4);
   return {_mm256_set1_epi32(x)};
 }
+// Sums that take one product after the other: GCC would add products to products, and store them all on the way.
+inline __m256i in_order(__m256i sums) {
+  asm("" : "+x"(sums));
+  return sums;
+}
 inline __m256i dot4_256(__m256i acc, __m256i u, __m256i s) {
-  return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)));
+  return in_order(_mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1))));
 }
 inline vi dot4(vi acc, vb w, Quad a) { return {dot4_256(acc.a, w.a, a.v), dot4_256(acc.b, w.b, a.v)}; }
+// 32 sums of 16 bits, two a lane, for as many quads as cannot overflow them; widen_sums adds them to a lane's 32 bits. Each
+// quad has two instructions so, not three, and only one that multiplies.
+inline __m256i dot4_narrow_256(__m256i sums, __m256i u, __m256i s) {
+  return in_order(_mm256_add_epi16(sums, _mm256_maddubs_epi16(u, s)));
+}
+inline vi dot4_narrow(vi sums, vb w, Quad a) {
+  return {dot4_narrow_256(sums.a, w.a, a.v), dot4_narrow_256(sums.b, w.b, a.v)};
+}
+inline vi widen_sums(vi acc, vi sums) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  return {_mm256_add_epi32(acc.a, _mm256_madd_epi16(sums.a, ones)), _mm256_add_epi32(acc.b, _mm256_madd_epi16(sums.b, ones))};
+}
 // w signed: |w| * (a with w's sign); 128 * 127 * 2 = 32512 does not saturate
 inline vi dot4_q8(vi acc, vb w, Quad a) {
   return {dot4_256(acc.a, _mm256_abs_epi8(w.a), _mm256_sign_epi8(a.v, w.a)),
           dot4_256(acc.b, _mm256_abs_epi8(w.b), _mm256_sign_epi8(a.v, w.b))};
 }
 inline vi dot2(vi acc, vb w, Quad a) {
-  return {_mm256_add_epi32(acc.a, _mm256_madd_epi16(w.a, a.v)), _mm256_add_epi32(acc.b, _mm256_madd_epi16(w.b, a.v))};
+  return {in_order(_mm256_add_epi32(acc.a, _mm256_madd_epi16(w.a, a.v))),
+          in_order(_mm256_add_epi32(acc.b, _mm256_madd_epi16(w.b, a.v)))};
 }
 inline vi dot2(vi acc, const int16_t* m, const int16_t* s) {
   int32_t x;

@@ -15,6 +15,7 @@ constexpr int kUnaskedRows = 2;  // rows that a core which reads ahead by itself
 constexpr int kScoreRows = 4;   // query rows whose scores against two blocks of keys are summed together
 constexpr int kValueVectors = 4;  // of 16 dims, for four rows: what the registers hold
 constexpr bool kFullBytes = true;  // dot4 takes weights up to 255
+constexpr bool kNarrowSums = false;  // dot4 sums in 32 bits as fast
 constexpr bool kQ8Unsigned = true;
 constexpr const char* kIsaName = "avx512-vnni";
 
