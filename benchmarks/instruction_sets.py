@@ -1,11 +1,11 @@
-"""Speed of every set of kernels this machine can run: AVX-512 VNNI, AVX2 and portable C++.
+"""Speed of every set of kernels this machine can run: AVX-512 VNNI, AVX-VNNI, AVX2 and portable C++.
 
     python benchmarks/instruction_sets.py [--quick] [--threads N] [--model NAME ...] [--repeats N] [--docs]
 
 autoglm alone, a process for each set (AUTOGLM_ISA) and all of them in turn: prefill of 512 tokens (64 with the
 portable kernels, which are slow) and decode behind a prompt of 16, medians of tokens a second. Before anything is
-timed every set must give the same logits: AVX-512 and AVX2 the same bits, the portable kernels the same direction
-and the same most likely token (without a fused multiply-add they round differently in the last place).
+timed every set must give the same logits: AVX-512, AVX-VNNI and AVX2 the same bits, the portable kernels the same
+direction and the same most likely token (without a fused multiply-add they round differently in the last place).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from compare_llamacpp import (
 )
 from compare_report import conditions, fill_between
 
-SETS = {"avx512": 512, "avx2": 512, "scalar": 64}  # tokens prefilled
+SETS = {"avx512": 512, "avxvnni": 512, "avx2": 512, "scalar": 64}  # tokens prefilled
 LEAST_COSINE = 0.9999
 
 

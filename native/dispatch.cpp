@@ -12,7 +12,7 @@ namespace autoglm {
 namespace {
 
 #if defined(__x86_64__)
-struct Features { bool avx2 = false, avx512 = false; };
+struct Features { bool avx2 = false, avxvnni = false, avx512 = false; };
 
 uint64_t xcr0() {
   uint32_t lo, hi;
@@ -33,6 +33,7 @@ Features detect() {
   const bool avx512 = (b >> 16 & 1) && (b >> 17 & 1) && (b >> 30 & 1) && (b >> 31 & 1);  // F, DQ, BW, VL
   const bool vnni = c >> 11 & 1;
   f.avx512 = f.avx2 && avx512 && vnni && (os & 0xe0) == 0xe0;
+  f.avxvnni = f.avx2 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
   return f;
 }
 
@@ -50,14 +51,18 @@ bool is_zen5() { return false; }
 const bool fills_first_cache = is_zen5();
 
 const KernelTable* select_table(const char* force) {
-  const KernelTable *avx2 = nullptr, *avx512 = nullptr;
+  const KernelTable *avx2 = nullptr, *avxvnni = nullptr, *avx512 = nullptr;
 #if defined(__x86_64__)
   const Features f = detect();
   if (f.avx2) avx2 = avx2_table();
+#ifndef AUTOGLM_NO_AVXVNNI
+  if (f.avxvnni) avxvnni = avxvnni_table();
+#endif
   if (f.avx512) avx512 = avx512_table();
 #endif
-  if (!force || !*force) return avx512 ? avx512 : avx2 ? avx2 : scalar_table();
+  if (!force || !*force) return avx512 ? avx512 : avxvnni ? avxvnni : avx2 ? avx2 : scalar_table();
   if (!std::strcmp(force, "avx512")) return avx512;
+  if (!std::strcmp(force, "avxvnni")) return avxvnni;
   if (!std::strcmp(force, "avx2")) return avx2;
   return std::strcmp(force, "scalar") ? nullptr : scalar_table();
 }

@@ -89,12 +89,11 @@ void float_columns(const PackedMatrix& w, const uint8_t* p, const uint8_t* next,
 bool block_elements_256(QuantType t) { return t == QuantType::Q4_K || t == QuantType::Q5_K || t == QuantType::Q6_K; }
 
 // The most rows that go straight to the products, in tiles of those whose sums stay in registers. Where what is asked for
-// goes into the second cache, up to sixteen of Q4_K do (two cores of Zen 4, eight rows 16.6 to 19.8 GB/s, sixteen 10.5 to
-// 11.3; Q5_K and Q6_K no faster or slower).
+// goes into the second cache, more of Q4_K do, with AVX-512 sixteen (two cores of Zen 4, eight rows 16.6 to 19.8 GB/s,
+// sixteen 10.5 to 11.3; Q5_K and Q6_K no faster or slower).
 int direct_rows(QuantType t) {
   if (t == QuantType::I16) return 0;
-  const int tile = direct_tile(block_elements_256(t));
-  return t == QuantType::Q4_K && kDirectRows > tile && !fills_first_cache ? 4 * tile : tile;
+  return t == QuantType::Q4_K && !fills_first_cache ? kTiledRows : direct_tile(block_elements_256(t));
 }
 
 size_t chunk_bytes(QuantType type, int blocks) {

@@ -25,6 +25,19 @@ AUTOGLM_INLINE void add_scaled(vi (&d)[T][R], const vf (&scale)[R], vf (&acc)[T]
   AUTOGLM_TILE(acc[t][g] = vf_fma(vf_from_int(d[t][g]), scale[g], acc[t][g]))
 }
 
+// d += w . a, of the k-th quad that comes to d; through a sum of 16 bits where the instruction set has them.
+template <int Bits, class Sum>
+AUTOGLM_INLINE void add_quad(int k, vb w, Quad a, Sum& d, Sum& narrow) {
+  if constexpr (kNarrowSums) {
+    narrow = dot4_narrow(narrow, w, a);
+    if (k % narrow_run(Bits) != narrow_run(Bits) - 1) return;
+    d = widen_sums(d, narrow);
+    narrow = vi_zero();
+  } else {
+    d = dot4(d, w, a);
+  }
+}
+
 // Blocks 2 pair and 2 pair + 1, whose fifth bits, if there are five, are bits Plane and Plane + 1 of the plane's bytes.
 template <int T, int R, bool Five, int Plane>
 AUTOGLM_INLINE void direct_k32_pair(const uint8_t* p, int pair, int half, const int8_t* qx, Ahead& ahead,
@@ -35,8 +48,9 @@ AUTOGLM_INLINE void direct_k32_pair(const uint8_t* p, int pair, int half, const 
   constexpr bool in_place = !Five && kFullBytes;
   const vf unit = vf_set1(in_place ? 0.0625f : 1.0f);
   const uint8_t *plane = p + 640, *nib = plane + (Five ? 1024 : 0) + pair * 1024;
-  vi d0[T][R], d1[T][R];
-  AUTOGLM_TILE(d0[t][g] = d1[t][g] = vi_zero())
+  constexpr int bits = Five ? 5 : 4;
+  vi d0[T][R], d1[T][R], n0[T][R], n1[T][R];
+  AUTOGLM_TILE(d0[t][g] = d1[t][g] = n0[t][g] = n1[t][g] = vi_zero())
 #pragma GCC unroll 8
   for (int k = 0; k < 8; ++k) {
     if (half == 0 && k % 2 == 0) k ? ahead.ask_between() : ahead.ask();
@@ -54,8 +68,8 @@ AUTOGLM_INLINE void direct_k32_pair(const uint8_t* p, int pair, int half, const 
       }
     }
     AUTOGLM_TILE({
-      d0[t][g] = dot4(d0[t][g], x0[g], quad_load(qx + t * kChunk + 64 * pair + 4 * k));
-      d1[t][g] = dot4(d1[t][g], x1[g], quad_load(qx + t * kChunk + 64 * pair + 32 + 4 * k));
+      add_quad<bits>(k, x0[g], quad_load(qx + t * kChunk + 64 * pair + 4 * k), d0[t][g], n0[t][g]);
+      add_quad<bits>(k, x1[g], quad_load(qx + t * kChunk + 64 * pair + 32 + 4 * k), d1[t][g], n1[t][g]);
     })
   }
   vf s0[R], s1[R];
@@ -164,7 +178,8 @@ AUTOGLM_INLINE void add_b32(vi (&d)[T][R], const uint8_t* p, int half, int b, co
 }
 
 template <int T, int R, bool HasPlane, int V>
-AUTOGLM_INLINE void direct_nibbles(const uint8_t* p, int half, const int8_t* q, vi (&d)[T][R]) {
+AUTOGLM_INLINE void direct_nibbles(const uint8_t* p, int half, const int8_t* q, vi (&d)[T][R], vi (&narrow)[T][R]) {
+  constexpr int bits = HasPlane ? 5 : 4;
   const vb low = vb_set1(15);
 #pragma GCC unroll 2
   for (int g = 0; g < R; ++g) {
@@ -178,8 +193,8 @@ AUTOGLM_INLINE void direct_nibbles(const uint8_t* p, int half, const int8_t* q, 
     }
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
-      d[t][g] = dot4(d[t][g], x0, quad_load(q + t * kChunk + 4 * V));
-      d[t][g] = dot4(d[t][g], x1, quad_load(q + t * kChunk + 16 + 4 * V));
+      add_quad<bits>(2 * V, x0, quad_load(q + t * kChunk + 4 * V), d[t][g], narrow[t][g]);
+      add_quad<bits>(2 * V + 1, x1, quad_load(q + t * kChunk + 16 + 4 * V), d[t][g], narrow[t][g]);
     }
   }
 }
@@ -192,12 +207,13 @@ inline void direct_b32(const uint8_t* p, int half, int blocks, const int8_t* qx,
   AUTOGLM_TILE(acc[t][g] = vf_load(c + t * kPanelRows + 16 * (half + g)))
   for (int b = 0; b < blocks; ++b, p += size) {
     ahead.ask();
-    vi d[T][R];
+    vi d[T][R], narrow[T][R];
     AUTOGLM_TILE(d[t][g] = Offset >= 0 ? vi_offset<(Offset < 0 ? 0 : Offset)>(meta[t].neg_sum + b) : vi_zero())
-    direct_nibbles<T, R, HasPlane, 0>(p + header, half, qx + 32 * b, d);
-    direct_nibbles<T, R, HasPlane, 1>(p + header, half, qx + 32 * b, d);
-    direct_nibbles<T, R, HasPlane, 2>(p + header, half, qx + 32 * b, d);
-    direct_nibbles<T, R, HasPlane, 3>(p + header, half, qx + 32 * b, d);
+    AUTOGLM_TILE(narrow[t][g] = vi_zero())
+    direct_nibbles<T, R, HasPlane, 0>(p + header, half, qx + 32 * b, d, narrow);
+    direct_nibbles<T, R, HasPlane, 1>(p + header, half, qx + 32 * b, d, narrow);
+    direct_nibbles<T, R, HasPlane, 2>(p + header, half, qx + 32 * b, d, narrow);
+    direct_nibbles<T, R, HasPlane, 3>(p + header, half, qx + 32 * b, d, narrow);
     add_b32<T, R, HasMin>(d, p, half, b, meta, acc);
   }
   AUTOGLM_TILE(vf_store(c + t * kPanelRows + 16 * (half + g), acc[t][g]))
@@ -232,7 +248,7 @@ inline void direct_q8(const uint8_t* p, int half, int blocks, const int8_t* qx, 
 #define AUTOGLM_HALVES for (int half = 0; half < 2; half += kTileR)
 
 // The most rows whose sums stay in registers. K-quants work on two blocks at once or four, the others on one.
-constexpr int direct_tile(bool k_quant) { return k_quant && kDirectRows > 4 ? 4 : kDirectRows; }
+constexpr int direct_tile(bool k_quant) { return k_quant ? divide_up(kDirectRows, 2) : kDirectRows; }
 
 template <int T>
 void direct_chunk(QuantType type, const uint8_t* p, int blocks, const int8_t* q, const void* meta, Ahead& ahead,

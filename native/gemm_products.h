@@ -37,11 +37,14 @@ AUTOGLM_INLINE void block_dots(const uint8_t* w, const int8_t* const (&q)[T], in
     _Pragma("GCC unroll 2")                 \
     for (int g = 0; g < R; ++g) { body; }
 
-// The same with weights of so many bits, of whose products 16-bit sums hold 2^(7 - Bits) quads: 2 * (2^Bits - 1) * 128 a quad.
+// Quads of weights of so many bits whose products 16-bit sums hold: one is at most 2 * (2^Bits - 1) * 128.
+constexpr int narrow_run(int bits) { return 1 << (7 - bits); }
+
+// The same as block_dots with weights of less than 8 bits.
 template <int T, int R, int Bits, int Quads>
 AUTOGLM_INLINE void narrow_dots(const uint8_t* w, const int8_t* const (&q)[T], int offset, vi (&d)[T][R]) {
   if constexpr (kNarrowSums) {
-    constexpr int run = 1 << (7 - Bits);
+    constexpr int run = narrow_run(Bits);
 #pragma GCC unroll 2
     for (int k = 0; k < Quads; k += run) {
       vi sums[T][R];

@@ -3,8 +3,8 @@
 // Every kernel takes raw pointers, allocates nothing and throws nothing. Arrays are 64-byte aligned
 // unless said otherwise. All kernels are row-invariant: what a row yields does not depend on which
 // other rows are computed with it, so a sequence gives the same bits alone and in any batch. Within a
-// row the order of floating-point operations is fixed and uses fused multiply-add, so the AVX-512 and
-// AVX2 tables agree bit for bit too; the portable table does where the machine has a fused
+// row the order of floating-point operations is fixed and uses fused multiply-add, so the AVX-512,
+// AVX-VNNI and AVX2 tables agree bit for bit too; the portable table does where the machine has a fused
 // multiply-add and otherwise rounds through double (differences of one unit in the last place).
 #pragma once
 #include <cstddef>
@@ -177,11 +177,12 @@ constexpr size_t kAttnScratch =
 constexpr size_t kFullScratch = sizeof(float) * kFullRows * (kAttnKeys + kAttnKeys / 2 + kMaxHeadDim + 16 + 1);
 
 const KernelTable* scalar_table();
-const KernelTable* avx2_table();     // null where not built
-const KernelTable* avx512_table();   // null where not built
+const KernelTable* avx2_table();
+const KernelTable* avxvnni_table();
+const KernelTable* avx512_table();
 
-// Picks the best table that CPU and operating system support. `force` is "", "scalar", "avx2" or
-// "avx512"; returns null if the forced one cannot run here.
+// Picks the best table that CPU and operating system support and the compiler could build. `force` is "", "scalar", "avx2",
+// "avxvnni" or "avx512"; returns null if the forced one cannot run here.
 const KernelTable* select_table(const char* force);
 
 }  // namespace autoglm

@@ -30,7 +30,18 @@ int64_t peak_int8(int rounds) {
   alignas(64) uint8_t ones[64];
   memset(ones, 1, sizeof ones);
   asm volatile("" : "+m"(ones));
-  return peak_int(rounds, ones, [](vi sum, vb w, Quad a) { return dot4(sum, w, a); });
+  return peak_int(rounds, ones, [](auto sum, vb w, Quad a) {
+    if constexpr (kNarrowSums) {  // as four-bit weights are summed
+      decltype(sum) narrow = vi_zero();
+#pragma GCC unroll 8
+      for (int k = 0; k < 8; ++k) {
+        opaque(w);
+        narrow = dot4_narrow(narrow, w, a);
+      }
+      return widen_sums(sum, narrow);
+    }
+    return dot4(sum, w, a);
+  });
 }
 
 int64_t peak_int16(int rounds) {

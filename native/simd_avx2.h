@@ -1,4 +1,4 @@
-// Sixteen lanes on AVX2 + FMA + F16C: the vocabulary that kernels_impl.h is written in.
+// Sixteen lanes on AVX2 + FMA + F16C, with AVX-VNNI's dot products where compiled for it: the vocabulary of kernels_impl.h.
 #include <immintrin.h>
 
 namespace {
@@ -7,17 +7,28 @@ struct vf { __m256 a, b; };   // 16 floats
 struct vi { __m256i a, b; };  // 16 int32
 struct vb { __m256i a, b; };  // 64 bytes
 
-constexpr int kTileT = 3;     // 6 int + 6 float accumulators + 2 weights + 1 broadcast + ones = 16 registers
-constexpr int kTileR = 1;
-constexpr int kDirectRows = 1;  // up to here weights go from memory to registers to products
-constexpr int kQ8Asks = 1;      // rows of Q8_0 from which on what comes next is asked for
-constexpr int kUnaskedRows = 0;  // rows that a core which reads ahead by itself needs not be asked for
-constexpr int kScoreRows = 2;   // query rows whose scores against two blocks of keys are summed together
-constexpr int kValueVectors = 1;  // of 16 dims, for four rows: what the registers hold
-constexpr bool kFullBytes = false;  // vpmaddubsw would saturate: dot4 takes weights up to 127
-constexpr bool kNarrowSums = true;  // products of four bytes may be summed in 16 bits first, see dot4_narrow
+#ifdef __AVXVNNI__
+constexpr int kTileT = 5;       // 10 int accumulators + 2 weights + 1 broadcast of 16 registers; floats come once a block
+constexpr bool kFullBytes = true;    // dot4 takes weights up to 255
+constexpr bool kNarrowSums = false;  // dot4 sums in 32 bits as fast
+constexpr bool kQ8Unsigned = true;
+constexpr int kPeakChains = 5;  // of peaks.h: latency times products a cycle, as far as registers go
+constexpr const char* kIsaName = "avx-vnni";
+#else
+constexpr int kTileT = 3;       // 6 int + 6 float accumulators + 2 weights + 1 broadcast + ones = 16 registers
+constexpr bool kFullBytes = false;   // vpmaddubsw would saturate: dot4 takes weights up to 127
+constexpr bool kNarrowSums = true;   // products of four bytes may be summed in 16 bits first, see dot4_narrow
 constexpr bool kQ8Unsigned = false;  // vpmaddubsw would saturate on 255 * 127 * 2: keep the sign instead
+constexpr int kPeakChains = 4;
 constexpr const char* kIsaName = "avx2";
+#endif
+constexpr int kTileR = 1;
+constexpr int kDirectRows = 4;   // up to here weights go from memory to registers to products
+constexpr int kTiledRows = 4;    // the same of Q4_K in tiles, where it is the second cache that is asked
+constexpr int kQ8Asks = 1;       // rows of Q8_0 from which on what comes next is asked for
+constexpr int kUnaskedRows = 0;  // rows that a core which reads ahead by itself needs not be asked for
+constexpr int kScoreRows = 2;    // query rows whose scores against two blocks of keys are summed together
+constexpr int kValueVectors = 1;  // of 16 dims, for four rows: what the registers hold
 
 inline vf vf_zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 inline vf vf_set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
@@ -123,6 +134,10 @@ inline Quad quad_load(const int8_t* p) {
   __builtin_memcpy(&x, p, 4);
   return {_mm256_set1_epi32(x)};
 }
+#ifdef __AVXVNNI__
+inline __m256i dot4_256(__m256i acc, __m256i u, __m256i s) { return _mm256_dpbusd_avx_epi32(acc, u, s); }
+inline __m256i dot2_256(__m256i acc, __m256i w, __m256i a) { return _mm256_dpwssd_avx_epi32(acc, w, a); }
+#else
 // Sums that take one product after the other: GCC would add products to products, and store them all on the way.
 inline __m256i in_order(__m256i sums) {
   asm("" : "+x"(sums));
@@ -131,7 +146,7 @@ inline __m256i in_order(__m256i sums) {
 inline __m256i dot4_256(__m256i acc, __m256i u, __m256i s) {
   return in_order(_mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1))));
 }
-inline vi dot4(vi acc, vb w, Quad a) { return {dot4_256(acc.a, w.a, a.v), dot4_256(acc.b, w.b, a.v)}; }
+inline __m256i dot2_256(__m256i acc, __m256i w, __m256i a) { return in_order(_mm256_add_epi32(acc, _mm256_madd_epi16(w, a))); }
 // 32 sums of 16 bits, two a lane, for as many quads as cannot overflow them; widen_sums adds them to a lane's 32 bits. Each
 // quad has two instructions so, not three, and only one that multiplies.
 inline __m256i dot4_narrow_256(__m256i sums, __m256i u, __m256i s) {
@@ -144,28 +159,27 @@ inline vi widen_sums(vi acc, vi sums) {
   const __m256i ones = _mm256_set1_epi16(1);
   return {_mm256_add_epi32(acc.a, _mm256_madd_epi16(sums.a, ones)), _mm256_add_epi32(acc.b, _mm256_madd_epi16(sums.b, ones))};
 }
-// w signed: |w| * (a with w's sign); 128 * 127 * 2 = 32512 does not saturate
+#endif
+inline vi dot4(vi acc, vb w, Quad a) { return {dot4_256(acc.a, w.a, a.v), dot4_256(acc.b, w.b, a.v)}; }
 inline vi dot4_q8(vi acc, vb w, Quad a) {
+  if (kQ8Unsigned) return dot4(acc, w, a);
+  // w signed: |w| * (a with w's sign); 128 * 127 * 2 = 32512 does not saturate
   return {dot4_256(acc.a, _mm256_abs_epi8(w.a), _mm256_sign_epi8(a.v, w.a)),
           dot4_256(acc.b, _mm256_abs_epi8(w.b), _mm256_sign_epi8(a.v, w.b))};
 }
-inline vi dot2(vi acc, vb w, Quad a) {
-  return {in_order(_mm256_add_epi32(acc.a, _mm256_madd_epi16(w.a, a.v))),
-          in_order(_mm256_add_epi32(acc.b, _mm256_madd_epi16(w.b, a.v)))};
-}
+inline vi dot2(vi acc, vb w, Quad a) { return {dot2_256(acc.a, w.a, a.v), dot2_256(acc.b, w.b, a.v)}; }
 inline vi dot2(vi acc, const int16_t* m, const int16_t* s) {
   int32_t x;
   __builtin_memcpy(&x, s, 4);
   const __m256i v = _mm256_set1_epi32(x);
-  return {_mm256_add_epi32(acc.a, _mm256_madd_epi16(_mm256_load_si256((const __m256i*)m), v)),
-          _mm256_add_epi32(acc.b, _mm256_madd_epi16(_mm256_load_si256((const __m256i*)(m + 16)), v))};
+  return {dot2_256(acc.a, _mm256_load_si256((const __m256i*)m), v), dot2_256(acc.b, _mm256_load_si256((const __m256i*)(m + 16)), v)};
 }
 inline vi dot2_u8(vi acc, const uint8_t* m, const int16_t* s) {
   int32_t x;
   __builtin_memcpy(&x, s, 4);
   const __m256i v = _mm256_set1_epi32(x);
-  return {_mm256_add_epi32(acc.a, _mm256_madd_epi16(_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)m)), v)),
-          _mm256_add_epi32(acc.b, _mm256_madd_epi16(_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)(m + 16))), v))};
+  return {dot2_256(acc.a, _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)m)), v),
+          dot2_256(acc.b, _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)(m + 16))), v)};
 }
 inline void widen_u8(int16_t* dst, const uint8_t* src) {
   _mm256_store_si256((__m256i*)dst, _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)src)));
@@ -186,7 +200,6 @@ inline float vf_reduce_max(vf v) {
 // GCC drops a loop that does nothing but _mm_prefetch.
 inline void prefetch(const void* p) { asm volatile("prefetcht0 %0" : : "m"(*(const char*)p)); }
 inline void prefetch_second(const void* p) { asm volatile("prefetcht1 %0" : : "m"(*(const char*)p)); }
-constexpr int kPeakChains = 4;  // of peaks.h: latency times products a cycle, as far as registers go
 inline void opaque(vb& x) { asm volatile("" : "+x"(x.a), "+x"(x.b)); }  // the compiler knows nothing of x from here on
 inline void opaque(vf& x) { asm volatile("" : "+x"(x.a), "+x"(x.b)); }
 

@@ -10,7 +10,7 @@ import pytest
 from autoglm import kernels
 from autoglm.kernels import reference
 from tests.kernels.blocks import random_activations, random_weights
-from tests.kernels.conftest import make_runtime
+from tests.kernels.conftest import ISAS, make_runtime
 
 TYPES = sorted(reference.BLOCKS)
 ROWS = (1, 31, 33, 97)
@@ -85,12 +85,12 @@ def test_matmul_is_row_invariant(runtime: kernels.Runtime, type_id: int) -> None
 
 @type_ids
 def test_instruction_sets_agree(type_id: int) -> None:
-    """AVX-512 and AVX2 give the same bits; portable C++ too, but for the last bit where it has no fused
+    """AVX-512, AVX-VNNI and AVX2 give the same bits; portable C++ too, but for the last bit where it has no fused
     multiply-add."""
     cols, rows = columns(type_id)[-1], 97
     x = random_activations(13, cols)
     results = {}
-    for isa in ("scalar", "avx2", "avx512"):
+    for isa in ISAS:
         try:
             runtime = kernels.Runtime(1, isa)
         except ValueError:
@@ -98,8 +98,8 @@ def test_instruction_sets_agree(type_id: int) -> None:
         results[isa] = kernels.matmul(runtime, pack(runtime, type_id, rows, cols), x)
     if len(results) == 1:
         pytest.skip("this machine has one instruction set only")
-    if "avx512" in results:
-        np.testing.assert_array_equal(results["avx512"], results["avx2"])
+    for isa in results.keys() - {"scalar"}:
+        np.testing.assert_array_equal(results[isa], results["avx2"], err_msg=isa)
     spread = np.abs(results["scalar"] - results["avx2"])
     assert spread.max() <= 1e-5 * np.abs(results["avx2"]).max()
     assert (spread > 0).mean() < 0.01
@@ -129,11 +129,13 @@ def test_sums_do_not_saturate(runtime: kernels.Runtime, type_id: int) -> None:
             data[:, 0:2] = one
             if type_id not in (reference.Q4_0, reference.Q5_0, reference.Q8_0):
                 data[:, 2:4] = one
-        x = np.full((3, cols), 127.0 * sign, np.float32)
-        x[1, ::2] *= -1
-        ours = kernels.matmul(runtime, kernels.Matrix.pack(runtime, data.reshape(-1), type_id, 33, cols), x)
+        x = np.full((20, cols), 127.0 * sign, np.float32)
+        x[1::3, ::2] *= -1
         truth = reference.matmul(type_id, data.reshape(-1), 33, x)
-        np.testing.assert_allclose(ours, truth, rtol=1e-5, atol=1e-5 * np.abs(truth).max() + 1e-3)
+        matrix = kernels.Matrix.pack(runtime, data.reshape(-1), type_id, 33, cols)
+        for rows in (3, 20):  # straight from the packed bytes, and unpacked
+            ours = kernels.matmul(runtime, matrix, x[:rows])
+            np.testing.assert_allclose(ours, truth[:rows], rtol=1e-5, atol=1e-5 * np.abs(truth).max() + 1e-3)
 
 
 @pytest.mark.parametrize("top", [1e-44, 1e-39, 1e-36, 1e30])
