@@ -116,7 +116,8 @@ int asks(QuantType t, int blocks, int rows) {
   // A core that reads ahead by itself reads a row's weights as fast unasked (two cores of Zen 4, of the memory's rate: Q4_K
   // 95 %, asking 81; Q6_K 100 and 100), and so does any that does so little between two loads that enough of them are
   // under way (one core of Zen 5, one row of Q8_0: 41.0 GB/s, asking 37.0; three rows 39.1 and 36.5; on AVX2 20 and 38).
-  if (rows <= (fills_first_cache ? 0 : kUnaskedRows) || (t == QuantType::Q8_0 && rows < kQ8Asks)) return 0;
+  const bool in_order = direct_halves(t == QuantType::Q6_K ? 2 * rows : rows) == 2;
+  if ((in_order && !fills_first_cache && rows <= kUnaskedRows) || (t == QuantType::Q8_0 && rows < kQ8Asks)) return 0;
   if (!block_elements_256(t)) return blocks * 2 / direct_halves(rows);
   if (!fills_first_cache) return 16 * divide_up(rows, direct_tile(true));
   if (t == QuantType::Q6_K) return 2;

@@ -7,8 +7,9 @@
 
 namespace {
 
-// Halves of a panel that T rows take at once: what their sums leave of the registers.
-constexpr int direct_halves(int T) { return T <= 4 ? kTileR : 1; }
+// Halves of a panel that T rows take at once: what their sums leave of the registers. Half by half every other line is
+// read, which no core reads ahead by itself.
+constexpr int direct_halves(int T) { return T <= kPairRows ? 2 : 1; }
 
 // Asks for the head of a chunk, which is used in between the columns behind it, so that lines are asked for in order: a
 // core that reads ahead by itself then does (one core of Zen 4, one row of Q4_K 11.6 to 29.8 GB/s, of Q6_K 10.1 to 28.5).

@@ -25,8 +25,9 @@ constexpr const char* kIsaName = "avx2";
 constexpr int kTileR = 1;
 constexpr int kDirectRows = 4;   // up to here weights go from memory to registers to products
 constexpr int kTiledRows = 4;    // the same of Q4_K in tiles, where it is the second cache that is asked
+constexpr int kPairRows = 2;     // up to here both halves of a panel go at once
 constexpr int kQ8Asks = 1;       // rows of Q8_0 from which on what comes next is asked for
-constexpr int kUnaskedRows = 0;  // rows that a core which reads ahead by itself needs not be asked for
+constexpr int kUnaskedRows = 2;  // rows that a core which reads ahead by itself needs not be asked for
 constexpr int kScoreRows = 2;    // query rows whose scores against two blocks of keys are summed together
 constexpr int kValueVectors = 1;  // of 16 dims, for four rows: what the registers hold
 

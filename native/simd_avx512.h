@@ -11,6 +11,7 @@ constexpr int kTileT = 6;      // 12 int + 12 float accumulators + 2 weights + 1
 constexpr int kTileR = 2;
 constexpr int kDirectRows = 8;  // up to here weights go from memory to registers to products
 constexpr int kTiledRows = 16;  // the same of Q4_K in tiles, where it is the second cache that is asked
+constexpr int kPairRows = 4;    // up to here both halves of a panel go at once
 constexpr int kQ8Asks = 4;      // rows of Q8_0 from which on what comes next is asked for
 constexpr int kUnaskedRows = 2;  // rows that a core which reads ahead by itself needs not be asked for
 constexpr int kScoreRows = 4;   // query rows whose scores against two blocks of keys are summed together

@@ -11,6 +11,7 @@ constexpr int kTileT = 2;
 constexpr int kTileR = 1;
 constexpr int kDirectRows = 1;  // up to here weights go from memory to registers to products
 constexpr int kTiledRows = 1;
+constexpr int kPairRows = 0;
 constexpr int kQ8Asks = 1;      // rows of Q8_0 from which on what comes next is asked for
 constexpr int kUnaskedRows = 0;  // rows that a core which reads ahead by itself needs not be asked for
 constexpr int kScoreRows = 2;   // query rows whose scores against two blocks of keys are summed together
