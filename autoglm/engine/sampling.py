@@ -24,7 +24,7 @@ import time
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceABC
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from msgspec import Struct, field
@@ -43,6 +43,7 @@ MAX_TOP_LOGPROBS = 20
 # less than 2.2e-6 of it, about what a float32 softmax rounds away. Leaving them out spares most of the exponentials.
 _NEGLIGIBLE = 25.0
 _FEW = 2048  # so many weights are summed and sorted outright
+_TINY = 2.0**-149  # the least float32 over 0
 _TILE = 512  # elements per partial sum or maximum; 256 to 2048 measured alike on the 2-core build machine
 # What each byte of a constraint's bitmask lets through: the smaller of a logit and its entry here.
 _BYTE_LIMITS = np.where(
@@ -331,15 +332,12 @@ class Sampler:
     ) -> int:
         """The same in float32, with partial sums in place of sorting and summing everything."""
         weights = self._weights(values, largest, params.temperature)
-        if params.top_p < 1.0:
-            kept = _top_p(weights, params.top_p)
-            weights = weights[kept]
-            ids = kept if ids is None else ids[kept]
-        if params.min_p > 0.0:
+        enough = params.top_p * float(_tile_sums(weights).sum()) if params.top_p < 1.0 else None
+        if params.min_p > 0.0:  # of the order by weight a prefix too, so which of the two cuts first is one
             kept = np.flatnonzero(weights >= np.float32(params.min_p))  # the largest weight is exactly 1
             weights = weights[kept]
             ids = kept if ids is None else ids[kept]
-        index = _inverse_cdf(weights, uniform)
+        index = _inverse_cdf(weights, uniform) if enough is None else _draw_of_top(weights, enough, uniform)
         return index if ids is None else int(ids[index])
 
     def _weights(self, values: NDArray[np.float32], largest: np.float32, temperature: float) -> NDArray[np.float32]:
@@ -388,24 +386,37 @@ def _top_k(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     return candidates[_falling_order(values[candidates])[:k]]
 
 
-def _top_p(weights: NDArray[np.float32], top_p: float) -> NDArray[np.int64]:
-    """Indices of the shortest prefix, by falling weight, whose mass reaches top_p of the whole.
+def _draw_of_top(weights: NDArray[np.float32], enough: float, uniform: float) -> int:
+    """A draw from the shortest prefix, by falling weight, whose mass reaches `enough`; from all if none does.
 
-    Weights over a floor hold the prefix if their mass reaches top_p, so the floor is lowered until it does: a few
-    tens or hundreds are sorted, not the vocabulary. The largest weight is 1.
+    Weights over a floor hold the prefix if their mass reaches it, so the floor is lowered until it does: a few tens or
+    hundreds are looked at, not the vocabulary. The largest weight is 1.
     """
-    total = float(_tile_sums(weights).sum())
     floor = 2.0**-6
     while True:
         candidates = np.flatnonzero(weights >= np.float32(floor))
         kept = weights[candidates]
-        if floor == 0.0 or float(kept.sum(dtype=np.float64)) >= top_p * total:
+        if floor == _TINY or float(kept.sum(dtype=np.float64)) >= enough:
             break
-        floor = floor / 16 if floor > 2.0**-30 else 0.0
-    order = _falling_order(kept)
-    mass = np.cumsum(kept[order], dtype=np.float64)
-    num_kept = int(np.searchsorted(mass, top_p * total, side="left")) + 1
-    return candidates[order[:num_kept]]
+        floor = floor / 16 if floor > 2.0**-30 else _TINY
+    # Positive floats rise with their bits, so a histogram of the upper half of them tells which few have to be sorted
+    # (151,552: 0.2 ms, where NumPy's fastest sort takes 2 on Zen 5 and 6 on Zen 4).
+    digits = ((kept.max().view(np.uint32) - kept.view(np.uint32)) >> np.uint32(16)).view(np.int32)
+    masses = np.bincount(digits, kept).cumsum()
+
+    def reach(target: float, side: Literal["left", "right"]) -> tuple[int, float]:
+        """The first candidate, by falling weight and lowest id first among equals, with which the mass reaches the
+        target (left) or passes it (right), and the mass with it; the last if none does.
+        """
+        digit = min(int(masses.searchsorted(target, side)), masses.size - 1)
+        members = np.flatnonzero(digits == digit)
+        members = members[_falling_order(kept[members])]
+        mass = (masses[digit - 1] if digit else 0.0) + kept[members].cumsum(dtype=np.float64)
+        last = min(int(mass.searchsorted(target, side)), mass.size - 1)
+        return int(candidates[members[last]]), float(mass[last])
+
+    _, mass = reach(enough, "left")
+    return reach(uniform * mass, "right")[0]
 
 
 def _falling_order(values: NDArray[np.float32]) -> NDArray[np.int64]:

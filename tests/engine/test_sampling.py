@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from autoglm.engine.sampling import Sampler, SamplingParams, _falling_order, sample
+from autoglm.engine.sampling import Sampler, SamplingParams, _draw_of_top, _falling_order, sample
 from autoglm.engine.sequence import Sequence
 from autoglm.errors import EngineError, RequestError
 
@@ -195,6 +195,33 @@ def test_a_seed_draws_what_it_always_drew(spread: float, params: dict[str, objec
     """Recorded when sorting was NumPy's stable argsort: a faster way may not change an answer."""
     logits = (np.random.default_rng(17).standard_normal(20001) * spread).astype(np.float32)
     assert draw_many(logits, [1], [], 6, seed=4, **params).tolist() == expected
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.95, 0.9999])
+@pytest.mark.parametrize("decimals", [1, 3, 8])
+def test_every_draw_of_top_p_is_where_a_full_sort_has_it(decimals: int, top_p: float) -> None:
+    """Ties, whole histogram bins and single weights of them; forbidden ids, and the prefix's last one."""
+    logits = np.round(np.random.default_rng(8).standard_normal(20001), decimals).astype(np.float32)
+    logits[::5] = -np.inf
+    weights = np.exp(logits - logits.max())
+    order = np.argsort(-weights, kind="stable")
+    mass = weights[order].cumsum(dtype=np.float64)
+    kept = int(mass.searchsorted(top_p * mass[-1])) + 1
+    for uniform in [0.0, 1 - 2.0**-53, *np.random.default_rng(9).random(40).tolist()]:
+        expected = order[min(int(mass[:kept].searchsorted(uniform * mass[kept - 1], side="right")), kept - 1)]
+        assert _draw_of_top(weights, top_p * mass[-1], uniform) == expected
+
+
+@pytest.mark.parametrize("drawn", [0, 1, 1000, 2000, 3999])  # whose quotients are exact too
+def test_a_mass_that_is_met_exactly_ends_the_prefix_and_starts_the_next_token(drawn: int) -> None:
+    """1000 weights of 1 in the histogram's first bin and 4000 of 1 - 2^-8 in its second, every sum exact."""
+    weights = np.repeat(np.array([1.0, 1 - 2.0**-8], np.float32), [1000, 4000])
+    mass = np.concatenate([[0.0], weights.cumsum(dtype=np.float64)])
+    enough = float(mass[4000])
+    uniform = float(mass[drawn]) / enough
+    assert uniform * enough == mass[drawn]
+    assert _draw_of_top(weights, enough, uniform) == drawn
+    assert _draw_of_top(weights, enough, 1 - 2.0**-53) == 3999
 
 
 def test_falling_order_is_a_stable_sort() -> None:
