@@ -84,7 +84,7 @@ class Product:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--isa", default="", help="scalar, avx2, avxvnni or avx512; the best this CPU has if not given")
+    parser.add_argument("--isa", default="", help="a kernel table by name; the best this CPU has if not given")
     parser.add_argument("--type", nargs="+", choices=sorted(reference.TYPE_NAMES.values()), help="weight types")
     parser.add_argument("--mbytes", type=int, default=256, help="size of the matrix; far larger than the last cache")
     parser.add_argument("--seconds", type=float, default=0.5, help="time spent on each number")

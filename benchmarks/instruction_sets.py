@@ -1,4 +1,4 @@
-"""Speed of every set of kernels this machine can run: AVX-512 VNNI, AVX-VNNI, AVX2 and portable C++.
+"""Speed of every set of kernels this machine can run: AVX-512 VNNI, AVX-VNNI, AVX2, NEON and portable C++.
 
     python benchmarks/instruction_sets.py [--quick] [--threads N] [--model NAME ...] [--repeats N] [--docs]
 
@@ -29,7 +29,7 @@ from compare_llamacpp import (
 )
 from compare_report import conditions, fill_between
 
-SETS = {"avx512": 512, "avxvnni": 512, "avx2": 512, "scalar": 64}  # tokens prefilled
+SETS = {"avx512": 512, "avxvnni": 512, "avx2": 512, "neon": 512, "scalar": 64}  # tokens prefilled
 LEAST_COSINE = 0.9999
 
 

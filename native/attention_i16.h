@@ -50,7 +50,7 @@ AUTOGLM_INLINE void i16_dots(const uint8_t* const (&w)[R], const int16_t* const 
     for (int g = 0; g < R; ++g) y[g] = vb_load(w[g] + k * kVec);
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
-      const Quad a = quad_load((const int8_t*)(x[t] + 2 * k));
+      const Quad a = quad_load((const int8_t*)x[t], k);
 #pragma GCC unroll 4
       for (int g = 0; g < R; ++g) d[t][g] = dot2(d[t][g], y[g], a);
     }

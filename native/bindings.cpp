@@ -102,7 +102,12 @@ std::shared_ptr<Runtime> make_runtime(int num_threads, std::string isa, double s
     isa = env ? env : "";
   }
   const KernelTable* table = select_table(isa.c_str());
-  if (!table) throw std::invalid_argument("AUTOGLM_ISA '" + isa + "' cannot run on this machine; use scalar, avx2, avxvnni or avx512, or leave it unset");
+  if (!table) {
+    std::string able;
+    for (const char* name : {"avx512", "avxvnni", "avx2", "neon", "scalar"})
+      if (select_table(name)) able += (able.empty() ? "" : " or ") + std::string(name);
+    throw std::invalid_argument("AUTOGLM_ISA '" + isa + "' cannot run on this machine; use " + able + ", or leave it unset");
+  }
   return std::make_shared<Runtime>(num_threads, table, slow_page_s);
 }
 

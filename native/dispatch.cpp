@@ -5,6 +5,9 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace autoglm {
@@ -46,25 +49,38 @@ bool is_zen5() {
 bool is_zen5() { return false; }
 #endif
 
+#if defined(__aarch64__)
+bool has_dot_products() {
+#if defined(__linux__)
+  return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#else
+  return true;  // every Mac of this kind
+#endif
+}
+#endif
+
 }  // namespace
 
 const bool fills_first_cache = is_zen5();
 
 const KernelTable* select_table(const char* force) {
-  const KernelTable *avx2 = nullptr, *avxvnni = nullptr, *avx512 = nullptr;
+  struct Choice { const char* name; const KernelTable* table; } choices[5];
+  int count = 0;  // the best first
 #if defined(__x86_64__)
   const Features f = detect();
-  if (f.avx2) avx2 = avx2_table();
+  if (f.avx512) choices[count++] = {"avx512", avx512_table()};
 #ifndef AUTOGLM_NO_AVXVNNI
-  if (f.avxvnni) avxvnni = avxvnni_table();
+  if (f.avxvnni) choices[count++] = {"avxvnni", avxvnni_table()};
 #endif
-  if (f.avx512) avx512 = avx512_table();
+  if (f.avx2) choices[count++] = {"avx2", avx2_table()};
+#elif defined(__aarch64__)
+  if (has_dot_products()) choices[count++] = {"neon", neon_table()};
 #endif
-  if (!force || !*force) return avx512 ? avx512 : avxvnni ? avxvnni : avx2 ? avx2 : scalar_table();
-  if (!std::strcmp(force, "avx512")) return avx512;
-  if (!std::strcmp(force, "avxvnni")) return avxvnni;
-  if (!std::strcmp(force, "avx2")) return avx2;
-  return std::strcmp(force, "scalar") ? nullptr : scalar_table();
+  choices[count++] = {"scalar", scalar_table()};
+  if (!force || !*force) return choices[0].table;
+  for (int i = 0; i < count; ++i)
+    if (!std::strcmp(force, choices[i].name)) return choices[i].table;
+  return nullptr;
 }
 
 }  // namespace autoglm

@@ -69,8 +69,8 @@ AUTOGLM_INLINE void direct_k32_pair(const uint8_t* p, int pair, int half, const 
       }
     }
     AUTOGLM_TILE({
-      add_quad<bits>(k, x0[g], quad_load(qx + t * kChunk + 64 * pair + 4 * k), d0[t][g], n0[t][g]);
-      add_quad<bits>(k, x1[g], quad_load(qx + t * kChunk + 64 * pair + 32 + 4 * k), d1[t][g], n1[t][g]);
+      add_quad<bits>(k, x0[g], quad_load(qx + t * kChunk + 64 * pair, k), d0[t][g], n0[t][g]);
+      add_quad<bits>(k, x1[g], quad_load(qx + t * kChunk + 64 * pair + 32, k), d1[t][g], n1[t][g]);
     })
   }
   vf s0[R], s1[R];
@@ -138,11 +138,11 @@ inline void direct_k16(const uint8_t* p, int half, const int8_t* qx, const ActMe
           const vb w3 = vb_or(vb_and(vb_shr<4>(x1), low), vb_and(vb_shr<2>(y), high));
 #pragma GCC unroll 4
           for (int t = 0; t < T; ++t) {
-            const int8_t* q = qx + t * kChunk + 128 * h + 4 * k;
-            dot[0][t][g] = dot4(dot[0][t][g], w0, quad_load(q));
-            dot[1][t][g] = dot4(dot[1][t][g], w1, quad_load(q + 32));
-            dot[2][t][g] = dot4(dot[2][t][g], w2, quad_load(q + 64));
-            dot[3][t][g] = dot4(dot[3][t][g], w3, quad_load(q + 96));
+            const int8_t* q = qx + t * kChunk + 128 * h;
+            dot[0][t][g] = dot4(dot[0][t][g], w0, quad_load(q, k));
+            dot[1][t][g] = dot4(dot[1][t][g], w1, quad_load(q + 32, k));
+            dot[2][t][g] = dot4(dot[2][t][g], w2, quad_load(q + 64, k));
+            dot[3][t][g] = dot4(dot[3][t][g], w3, quad_load(q + 96, k));
           }
         }
       }
@@ -194,8 +194,8 @@ AUTOGLM_INLINE void direct_nibbles(const uint8_t* p, int half, const int8_t* q, 
     }
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
-      add_quad<bits>(2 * V, x0, quad_load(q + t * kChunk + 4 * V), d[t][g], narrow[t][g]);
-      add_quad<bits>(2 * V + 1, x1, quad_load(q + t * kChunk + 16 + 4 * V), d[t][g], narrow[t][g]);
+      add_quad<bits>(2 * V, x0, quad_load(q + t * kChunk, V), d[t][g], narrow[t][g]);
+      add_quad<bits>(2 * V + 1, x1, quad_load(q + t * kChunk + 16, V), d[t][g], narrow[t][g]);
     }
   }
 }
@@ -237,7 +237,7 @@ inline void direct_q8(const uint8_t* p, int half, int blocks, const int8_t* qx, 
         const vb x = vb_xor(vb_load(p + 64 + k * kQuadBytes + (half + g) * kVec), flip);
 #pragma GCC unroll 8
         for (int t = 0; t < T; ++t) {
-          const Quad a = quad_load(qx + t * kChunk + 32 * b + 4 * k);
+          const Quad a = quad_load(qx + t * kChunk + 32 * b, k);
           d[t][g] = kQ8Unsigned ? dot4(d[t][g], x, a) : dot4_q8(d[t][g], x, a);
         }
       }

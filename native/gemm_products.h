@@ -24,7 +24,7 @@ AUTOGLM_INLINE void block_dots(const uint8_t* w, const int8_t* const (&q)[T], in
     for (int g = 0; g < R; ++g) x[g] = vb_load(w + k * kQuadBytes + g * kVec);
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) {
-      const Quad a = quad_load(q[t] + offset + 4 * k);
+      const Quad a = quad_load(q[t] + offset, k);
 #pragma GCC unroll 2
       for (int g = 0; g < R; ++g) d[t][g] = dot_lane<L>(d[t][g], x[g], a);
     }

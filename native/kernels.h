@@ -4,7 +4,7 @@
 // unless said otherwise. All kernels are row-invariant: what a row yields does not depend on which
 // other rows are computed with it, so a sequence gives the same bits alone and in any batch. Within a
 // row the order of floating-point operations is fixed and uses fused multiply-add, so the AVX-512,
-// AVX-VNNI and AVX2 tables agree bit for bit too; the portable table does where the machine has a fused
+// AVX-VNNI, AVX2 and NEON tables agree bit for bit too; the portable table does where the machine has a fused
 // multiply-add and otherwise rounds through double (differences of one unit in the last place).
 #pragma once
 #include <cstddef>
@@ -180,9 +180,10 @@ const KernelTable* scalar_table();
 const KernelTable* avx2_table();
 const KernelTable* avxvnni_table();
 const KernelTable* avx512_table();
+const KernelTable* neon_table();
 
 // Picks the best table that CPU and operating system support and the compiler could build. `force` is "", "scalar", "avx2",
-// "avxvnni" or "avx512"; returns null if the forced one cannot run here.
+// "avxvnni", "avx512" or "neon"; returns null if the forced one cannot run here.
 const KernelTable* select_table(const char* force);
 
 }  // namespace autoglm

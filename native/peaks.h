@@ -10,7 +10,7 @@ namespace {
 // `ones` fills both factors; dot adds up products of two vectors of them.
 template <class F>
 int64_t peak_int(int rounds, const uint8_t* ones, const F& dot) {
-  const Quad a = quad_load((const int8_t*)ones);
+  const Quad a = quad_load((const int8_t*)ones, 0);
   vb w = vb_load(ones);
   vi sum[kPeakChains];
   for (int k = 0; k < kPeakChains; ++k) sum[k] = vi_zero();

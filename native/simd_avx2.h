@@ -130,9 +130,9 @@ template <int N> inline vb vb_shr(vb x) { return {_mm256_srli_epi16(x.a, N), _mm
 template <int N> inline vb vb_shl(vb x) { return {_mm256_slli_epi16(x.a, N), _mm256_slli_epi16(x.b, N)}; }
 
 struct Quad { __m256i v; };
-inline Quad quad_load(const int8_t* p) {
+inline Quad quad_load(const int8_t* p, int k) {
   int32_t x;
-  __builtin_memcpy(&x, p, 4);
+  __builtin_memcpy(&x, p + 4 * k, 4);
   return {_mm256_set1_epi32(x)};
 }
 #ifdef __AVXVNNI__

@@ -86,9 +86,9 @@ template <int N> inline vb vb_shr(vb a) { return _mm512_srli_epi16(a, N); }
 template <int N> inline vb vb_shl(vb a) { return _mm512_slli_epi16(a, N); }
 
 struct Quad { __m512i v; };  // four int8 of an activation, in every lane
-inline Quad quad_load(const int8_t* p) {
+inline Quad quad_load(const int8_t* p, int k) {  // the k-th four from p
   int32_t x;
-  __builtin_memcpy(&x, p, 4);
+  __builtin_memcpy(&x, p + 4 * k, 4);
   return {_mm512_set1_epi32(x)};
 }
 inline vi dot4(vi acc, vb w, Quad a) { return _mm512_dpbusd_epi32(acc, w, a.v); }

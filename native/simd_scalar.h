@@ -126,7 +126,7 @@ template <int N> inline vb vb_shr(vb a) { BYTES a.v[i] = (uint8_t)(a.v[i] >> N);
 template <int N> inline vb vb_shl(vb a) { BYTES a.v[i] = (uint8_t)(a.v[i] << N); return a; }
 
 struct Quad { int8_t v[4]; };
-inline Quad quad_load(const int8_t* p) { Quad q; __builtin_memcpy(q.v, p, 4); return q; }
+inline Quad quad_load(const int8_t* p, int k) { Quad q; __builtin_memcpy(q.v, p + 4 * k, 4); return q; }
 inline vi dot4(vi acc, vb w, Quad a) {
   LANES {
     const uint8_t* x = w.v + 4 * i;

@@ -6,7 +6,7 @@ import pytest
 
 kernels = pytest.importorskip("autoglm.kernels", reason="the native module is not built")
 
-ISAS = ("scalar", "avx2", "avxvnni", "avx512")
+ISAS = ("scalar", "avx2", "avxvnni", "avx512", "neon")
 
 
 def make_runtime(isa: str, num_threads: int = 2) -> kernels.Runtime:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from autoglm.config import EngineConfig
+from tests.kernels.conftest import ISAS, make_runtime
 from tests.parity.native import NativeModel
 from tests.tiny_models import (
     K_TYPES,
@@ -133,11 +134,9 @@ def test_int8_cache(tiny_model: Make, kind: str) -> None:
     assert rounded.max() < 2e-3 and rounded.mean() < 1e-4, f"max {rounded.max():.2e}, mean {rounded.mean():.2e}"
 
 
-@pytest.mark.parametrize("isa", ["scalar", "avx2", "avxvnni", "avx512"])
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("label", ["F32", "Q4_K_M", "Q4_1"])
 def test_every_instruction_set(tiny_model: Make, isa: str, label: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.kernels.conftest import make_runtime
-
     make_runtime(isa, 1)  # skips where this machine lacks it
     monkeypatch.setenv("AUTOGLM_ISA", isa)
     model = make(tiny_model, "glm4_mrope", label)
