@@ -81,8 +81,8 @@ struct Program::Op {
   // Of a whole step, run in one piece; nothing where neither weights nor the cache are read.
   virtual Work work(const Program&, const Step&) const { return {}; }
   // The weights its threads share out in a step of few rows, and those of the next operation that has some.
-  virtual ThreadPool::Pieces pieces() const { return {}; }
-  ThreadPool::Pieces next;
+  virtual Pieces pieces() const { return {}; }
+  Pieces next;
 };
 
 struct Program::Embed : Op {
@@ -225,7 +225,7 @@ struct Program::Linear : Op {
     });
   }
 
-  ThreadPool::Pieces pieces() const override {
+  Pieces pieces() const override {
     const PackedMatrix& first = parts[0].matrix->view();
     return {first.data, first.panel_bytes, panels()};
   }
@@ -262,7 +262,7 @@ struct Program::GatedMlp : Op {
       for (int t = 0; t < n; ++t) p.kernels_.quantize_chunk(h + t * kChunk, chunk, out, begin + t);
     });
   }
-  ThreadPool::Pieces pieces() const override {
+  Pieces pieces() const override {
     const PackedMatrix& w = gate->view();
     return {w.data, w.panel_bytes * (kChunk / kPanelRows), result->chunks()};
   }

@@ -344,11 +344,11 @@ void Program::gather(int x, int out) {
 void Program::result(int x) {
   at(x);
   result_ = x;
-  ThreadPool::Pieces next;
+  Pieces next;
   for (int round = 0; round < 2; ++round)  // behind the last comes the next step's first
     for (size_t i = ops_.size(); i-- > 0;) {
       ops_[i]->next = next;
-      if (const ThreadPool::Pieces own = ops_[i]->pieces(); own.count) next = own;
+      if (const Pieces own = ops_[i]->pieces(); own.count) next = own;
     }
 }
 
@@ -494,8 +494,8 @@ int Program::first_slice() const {
 }
 
 // What the threads read after the operation that runs, in a step of so few rows that reading is what takes time.
-ThreadPool::Pieces Program::next_pieces() const {
-  return step_.num_tokens < kGroupRows ? ops_[next_op_]->next : ThreadPool::Pieces{};
+Pieces Program::next_pieces() const {
+  return step_.num_tokens < kGroupRows ? ops_[next_op_]->next : Pieces{};
 }
 
 bool Program::advance(double seconds) {

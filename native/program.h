@@ -171,7 +171,7 @@ class Program {
   void make_scratch();
   void populate(int tokens) const;
   template <class F> void parallel_for(int count, const F& f);
-  ThreadPool::Pieces next_pieces() const;
+  Pieces next_pieces() const;
   void note(Op& op, double took, bool is_done);
 
   const KernelTable& kernels_;

@@ -18,16 +18,47 @@
 namespace autoglm {
 
 namespace {
-inline void relax() {
+// Waits a moment between two looks, as long as that takes some 0.1 ms in all: longer than nearly any gap inside a step and
+// shorter than what the web server needs the core for.
+class Patience {
+ public:
+#if defined(__aarch64__)  // where a pause is anything from nothing to 40 cycles, but a clock is at hand
+  bool wait() {
+    asm volatile("isb");
+    return ticks() < end_;
+  }
+
+ private:
+  static uint64_t ticks() {
+    uint64_t t;
+    asm volatile("mrs %0, cntvct_el0" : "=r"(t));
+    return t;
+  }
+  static uint64_t ticks_per_second() {
+    uint64_t t;
+    asm("mrs %0, cntfrq_el0" : "=r"(t));
+    return t;
+  }
+  const uint64_t end_ = ticks() + ticks_per_second() / 10000;
+#else  // a pause is 65 cycles on Zen 4 and about 140 on server cores since Skylake
+  bool wait() {
+    if (left_ == 0) return false;
 #if defined(__x86_64__)
-  _mm_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
+    _mm_pause();
 #endif
-}
-// A pause is 65 cycles on Zen 4 and about 140 on server cores since Skylake: 3000 are some 0.1 ms, longer than nearly any
-// gap inside a step and shorter than what the web server needs the core for.
-constexpr int kSpins = 3000;
+    return --left_ > 0;
+  }
+
+ private:
+  int left_ = 3000;
+#endif
+};
+
+#if defined(__APPLE__) && defined(__aarch64__)
+constexpr size_t kCacheLine = 128;
+#else
+constexpr size_t kCacheLine = 64;
+#endif
 constexpr size_t kAskBytes = (size_t)1 << 18;  // a part of the second cache
 
 // Counted in the child by pthread_atfork: getpid would be a system call for every job.
@@ -46,14 +77,14 @@ struct ThreadPool::Crew {
 
   // What one thread is to do of a job. One cache line: between two dies each that changes hands costs a fifth of a
   // microsecond. The stretch is of indices nobody has taken yet: their end, and in the lower half their begin.
-  struct alignas(64) Place {
+  struct alignas(kCacheLine) Place {
     std::atomic<Turn> turn{Turn::Over};
     std::atomic<uint64_t> stretch{0};
     Call call = nullptr;  // this and the rest are a worker's to read while it has joined
     const void* context = nullptr;
     Pieces next;
   };
-  static_assert(sizeof(Place) == 64, "one cache line");
+  static_assert(sizeof(Place) == kCacheLine, "one cache line");
 
   std::vector<std::thread> workers;
   const std::unique_ptr<Place[]> places;  // the caller's is the first
@@ -114,7 +145,7 @@ struct ThreadPool::Crew {
   void work(int thread) {
     Place& place = places[(size_t)thread];
     for (;;) {
-      for (int spin = 0; spin < kSpins && !is_offered(place); ++spin) relax();
+      for (Patience patience; !is_offered(place) && patience.wait();) {}
       if (!is_offered(place)) {
         std::unique_lock<std::mutex> lock(mutex);
         while (!is_offered(place)) {
@@ -147,10 +178,8 @@ struct ThreadPool::Crew {
       std::atomic<Turn>& turn = places[(size_t)t].turn;
       Turn offered = Turn::Offered;
       if (turn.compare_exchange_strong(offered, Turn::Over, std::memory_order_acquire)) continue;
-      for (int spin = 0; turn.load(std::memory_order_acquire) != Turn::Over; ++spin) {
-        if (spin < kSpins) relax();
-        else std::this_thread::yield();
-      }
+      for (Patience patience; turn.load(std::memory_order_acquire) != Turn::Over;)
+        if (!patience.wait()) std::this_thread::yield();
     }
   }
 };

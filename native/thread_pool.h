@@ -13,6 +13,9 @@
 
 namespace autoglm {
 
+// What a job reads from memory: so many bytes for each index, one behind the other.
+struct Pieces { const uint8_t* data = nullptr; size_t bytes = 0; int count = 0; };
+
 class ThreadPool {
  public:
   explicit ThreadPool(int num_threads);
@@ -21,9 +24,6 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int size() const { return num_workers_ + 1; }
-
-  // What a job reads from memory: so many bytes for each index, one behind the other.
-  struct Pieces { const uint8_t* data = nullptr; size_t bytes = 0; int count = 0; };
 
   // Calls f(index, thread) once for every index in 0..count-1; the caller is thread 0 and takes part. A worker that is
   // done asks for what it will probably read first of `next`, which need not come.
