@@ -103,9 +103,8 @@ std::shared_ptr<Runtime> make_runtime(int num_threads, std::string isa, double s
   }
   const KernelTable* table = select_table(isa.c_str());
   if (!table) {
-    std::string able;
-    for (const char* name : {"avx512", "avxvnni", "avx2", "neon", "scalar"})
-      if (select_table(name)) able += (able.empty() ? "" : " or ") + std::string(name);
+    std::string able = table_name(0);
+    for (size_t i = 1; const char* name = table_name(i); ++i) able += std::string(" or ") + name;
     throw std::invalid_argument("AUTOGLM_ISA '" + isa + "' cannot run on this machine; use " + able + ", or leave it unset");
   }
   return std::make_shared<Runtime>(num_threads, table, slow_page_s);

@@ -1,5 +1,6 @@
 // CPU and operating-system features -> one kernel table, once.
 #include <cstring>
+#include <vector>
 
 #include "kernels.h"
 
@@ -59,28 +60,40 @@ bool has_dot_products() {
 }
 #endif
 
+struct Choice { const char* name; const KernelTable* table; };
+
+// What this machine can run, the best first.
+std::vector<Choice> choices() {
+  std::vector<Choice> able;
+#if defined(__x86_64__)
+  const Features f = detect();
+  if (f.avx512) able.push_back({"avx512", avx512_table()});
+#ifndef AUTOGLM_NO_AVXVNNI
+  if (f.avxvnni) able.push_back({"avxvnni", avxvnni_table()});
+#endif
+  if (f.avx2) able.push_back({"avx2", avx2_table()});
+#elif defined(__aarch64__)
+  if (has_dot_products()) able.push_back({"neon", neon_table()});
+#endif
+  able.push_back({"scalar", scalar_table()});
+  return able;
+}
+
 }  // namespace
 
 const bool fills_first_cache = is_zen5();
 
 const KernelTable* select_table(const char* force) {
-  struct Choice { const char* name; const KernelTable* table; } choices[5];
-  int count = 0;  // the best first
-#if defined(__x86_64__)
-  const Features f = detect();
-  if (f.avx512) choices[count++] = {"avx512", avx512_table()};
-#ifndef AUTOGLM_NO_AVXVNNI
-  if (f.avxvnni) choices[count++] = {"avxvnni", avxvnni_table()};
-#endif
-  if (f.avx2) choices[count++] = {"avx2", avx2_table()};
-#elif defined(__aarch64__)
-  if (has_dot_products()) choices[count++] = {"neon", neon_table()};
-#endif
-  choices[count++] = {"scalar", scalar_table()};
-  if (!force || !*force) return choices[0].table;
-  for (int i = 0; i < count; ++i)
-    if (!std::strcmp(force, choices[i].name)) return choices[i].table;
+  const std::vector<Choice> able = choices();
+  if (!force || !*force) return able[0].table;
+  for (const Choice& choice : able)
+    if (!std::strcmp(force, choice.name)) return choice.table;
   return nullptr;
+}
+
+const char* table_name(size_t i) {
+  const std::vector<Choice> able = choices();
+  return i < able.size() ? able[i].name : nullptr;
 }
 
 }  // namespace autoglm

@@ -185,5 +185,7 @@ const KernelTable* neon_table();
 // Picks the best table that CPU and operating system support and the compiler could build. `force` is "", "scalar", "avx2",
 // "avxvnni", "avx512" or "neon"; returns null if the forced one cannot run here.
 const KernelTable* select_table(const char* force);
+// The i-th name it can be forced to here, the best first; null past the last.
+const char* table_name(size_t i);
 
 }  // namespace autoglm

@@ -62,7 +62,7 @@ void products(const KernelTable& k, Results& out) {
       const ActView view = act.view();
       for (int t = 0; t < tokens; ++t)
         for (int c = 0; c < act.chunks(); ++c) k.quantize_chunk(x.data() + (size_t)t * cols + c * kChunk, c, view, t);
-      Pages scratch(kGemmScratch), sums(sizeof(float) * 5 * (size_t)tokens * kPanelRows);
+      Pages scratch(kGemmScratch), sums(sizeof(float) * (size_t)w.panels * tokens * kPanelRows);
       for (int n : {1, 2, 3, 4, 5, 7, 16, 17, 33, 70}) {
         k.gemm_panels(w, 0, w.panels, view, tokens - n, n, (float*)sums.data(), scratch.data());
         std::vector<float>& to = out["product of type " + std::to_string((int)w.type) + ", rows " + std::to_string(n)];
